@@ -1,0 +1,309 @@
+"""The building blocks: the only matmuls, norms, attention, rotary, MLPs and convolutions.
+
+Letters: b batch, l length, s cached length, d embed, f mlp, h heads, g kv heads, k head dim, v vocab, n layers,
+c channels, y x image rows and columns. Parameters are float32; matmul inputs are cast to `dtype`; norms and softmax
+are float32 (SPEC 0.3).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tarjax.sharding import named, shard
+
+Array = jax.Array
+Init = Callable[..., Any]
+MASKED = -1e30  # finite: a row that is masked everywhere gives a mean, not NaN
+
+
+def normal(std: float = 0.02) -> Init:
+  return nn.initializers.normal(std)
+
+
+xavier = nn.initializers.xavier_uniform()
+lecun = nn.initializers.lecun_normal()
+zeros = nn.initializers.zeros
+ones = nn.initializers.ones
+
+
+class Linear(nn.Module):
+  """One einsum with a named kernel, e.g. Linear("bld,dhk->blhk", (d, h, k), ("embed", "heads", "head_dim")).
+
+  `bias` adds one over the output letters that the kernel has.
+  """
+
+  eqn: str
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  bias: bool = False
+  dtype: jnp.dtype = jnp.float32
+  init: Init = normal()
+  bias_init: Init = zeros
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    kernel = self.param("kernel", named(self.init, *self.axes), self.shape, jnp.float32)
+    y = jnp.einsum(self.eqn, x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.bias:
+      letters, out = self.eqn.split(",")[1].split("->")
+      kept = [letters.index(c) for c in out if c in letters]
+      axes, shape = tuple(self.axes[i] for i in kept), tuple(self.shape[i] for i in kept)
+      y += self.param("bias", named(self.bias_init, *axes), shape, jnp.float32).astype(self.dtype)
+    return y
+
+
+class Embed(nn.Module):
+  """A table of `vocab` rows, split along the rows only: ids int32[...] -> float[... d]."""
+
+  vocab: int
+  width: int
+  dtype: jnp.dtype = jnp.float32
+  init: Init = normal()
+
+  def setup(self):
+    init = named(self.init, "vocab", "act_embed")
+    self.embedding = self.param("embedding", init, (self.vocab, self.width), jnp.float32)
+
+  def __call__(self, ids: Array) -> Array:
+    return self.embedding.astype(self.dtype)[ids]
+
+  def attend(self, x: Array) -> Array:
+    """Tied output head: float[b l d] -> float32[b l v]."""
+    table = self.embedding.astype(self.dtype)
+    return jnp.einsum("bld,vd->blv", x.astype(self.dtype), table).astype(jnp.float32)
+
+
+class LayerNorm(nn.Module):
+  """float[... d] -> float[... d], float32 inside, with scale and bias."""
+
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", named(ones, "act_embed"), (x.shape[-1],), jnp.float32)
+    bias = self.param("bias", named(zeros, "act_embed"), (x.shape[-1],), jnp.float32)
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+    return (y * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+  """float[... d] -> float[... d], float32 inside, with scale."""
+
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", named(ones, "act_embed"), (x.shape[-1],), jnp.float32)
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+    return (y * scale).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+  """float[b y x c] -> float[b y x c]: moments over rows, columns and the channels of a group, float32 inside."""
+
+  groups: int = 32
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    b, c = x.shape[0], x.shape[-1]
+    if c % self.groups:
+      raise ValueError(f"{c} channels do not divide into {self.groups} groups")
+    scale = self.param("scale", named(ones, "channels"), (c,), jnp.float32)
+    bias = self.param("bias", named(zeros, "channels"), (c,), jnp.float32)
+    y = x.astype(jnp.float32).reshape(b, -1, self.groups, c // self.groups)
+    mean = y.mean((1, 3), keepdims=True)
+    var = jnp.square(y - mean).mean((1, 3), keepdims=True)
+    y = ((y - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
+    return (y * scale + bias).astype(x.dtype)
+
+
+class Conv(nn.Module):
+  """2-D convolution, float[b y x c] -> float[b y' x' c'], kernel [ky kx c/groups c']."""
+
+  features: int
+  size: int = 3
+  stride: int = 1
+  padding: Any = "SAME"
+  groups: int = 1
+  bias: bool = True
+  dtype: jnp.dtype = jnp.float32
+  init: Init = lecun
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+    axes = ("patch", "patch", "conv_in", "conv_out")
+    kernel = self.param("kernel", named(self.init, *axes), shape, jnp.float32)
+    y = jax.lax.conv_general_dilated(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      (self.stride, self.stride),
+      self.padding,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=self.groups,
+    )
+    if self.bias:
+      y += self.param("bias", named(zeros, "conv_out"), (self.features,), jnp.float32).astype(
+        self.dtype
+      )
+    return y
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+  """Softmax attention with grouped kv heads and scale k^-1/2, softmax in float32.
+
+  Args:
+    q: float[b l h k].
+    k: float[b s g k], h a multiple of g; query head i reads kv head i // (h/g).
+    v: float[b s g k].
+    mask: bool, broadcastable to [b l s]; True is seen. None sees everything.
+
+  Returns:
+    float[b l h k].
+  """
+  b, l, h, d = q.shape
+  g = k.shape[2]
+  q = q.reshape(b, l, g, h // g, d)
+  logits = jnp.einsum("blgrk,bsgk->bgrls", q, k, preferred_element_type=jnp.float32)
+  logits = logits * d**-0.5
+  if mask is not None:
+    logits = jnp.where(mask[:, None, None], logits, MASKED)
+  weights = jax.nn.softmax(logits, -1).astype(v.dtype)
+  return jnp.einsum("bgrls,bsgk->blgrk", weights, v).reshape(b, l, h, d)
+
+
+def causal_mask(segments: Array) -> Array:
+  """Segment ids int32[b l] (0 is padding) -> bool[b l l]: each position sees its own segment's past."""
+  i = jnp.arange(segments.shape[1])
+  same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0)
+  return same & (i[:, None] >= i[None, :])
+
+
+def rotary_table(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+  """Positions int32[b l] -> cos, sin float32[b l 1 k/2] of the half-split rotation."""
+  freq = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  angle = positions.astype(jnp.float32)[..., None, None] * freq  # [b l 1 k/2]
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Array, table: tuple[Array, Array]) -> Array:
+  """Half-split rotary embedding: float[b l h k] -> float[b l h k]; the product is float32."""
+  cos, sin = table
+  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+class Attention(nn.Module):
+  """Multi-head attention with separate q, k, v kernels [d h k] and an output kernel [h k d].
+
+  Call it with `context` for cross-attention, with `rotary` for rotary positions, and with `cache` and `index` for
+  decoding: then keys and values are written into the cache at `index` and the whole cache is attended to under `mask`.
+  """
+
+  heads: int
+  kv_heads: int
+  head_dim: int
+  qkv_bias: bool = True
+  out_bias: bool = True
+  dtype: jnp.dtype = jnp.float32
+  init: Init = normal()
+
+  @nn.compact
+  def __call__(self, x, *, context=None, mask=None, rotary=None, cache=None, index=None):
+    """float[b l d] -> (float[b l d], cache)."""
+    d, h, g, k = x.shape[-1], self.heads, self.kv_heads, self.head_dim
+    context = x if context is None else context
+    make = {"dtype": self.dtype, "init": self.init}
+
+    def project(name, y, heads):
+      shape, axes = (y.shape[-1], heads, k), ("embed", "heads", "head_dim")
+      return Linear("bld,dhk->blhk", shape, axes, bias=self.qkv_bias, name=name, **make)(y)
+
+    q = shard(project("q", x, h), "batch", "length", "act_heads", None)  # [b l h k]
+    key, value = project("k", context, g), project("v", context, g)  # [b s g k]
+    if rotary is not None:
+      q, key = rotate(q, rotary), rotate(key, rotary)
+    if cache is not None:
+      start = (0, index, 0, 0)
+      cache = {
+        "k": jax.lax.dynamic_update_slice(cache["k"], key.astype(cache["k"].dtype), start),
+        "v": jax.lax.dynamic_update_slice(cache["v"], value.astype(cache["v"].dtype), start),
+      }
+      key, value = cache["k"].astype(self.dtype), cache["v"].astype(self.dtype)
+    y = attend(q, key, value, mask)  # [b l h k]
+    axes = ("heads", "head_dim", "embed")
+    out = Linear("blhk,hkd->bld", (h, k, d), axes, bias=self.out_bias, name="out", **make)(y)
+    return out, cache
+
+
+class Mlp(nn.Module):
+  """fc1, GELU (tanh approximation), fc2, with biases: float[b l d] -> float[b l d]."""
+
+  width: int
+  dtype: jnp.dtype = jnp.float32
+  init: Init = xavier
+  bias_init: Init = normal(1e-6)
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    d, f = x.shape[-1], self.width
+    make: Any = {
+      "bias": True,
+      "dtype": self.dtype,
+      "init": self.init,
+      "bias_init": self.bias_init,
+    }
+    h = Linear("bld,df->blf", (d, f), ("embed", "mlp"), name="fc1", **make)(x)
+    h = shard(nn.gelu(h, approximate=True), "batch", "length", "act_mlp")  # [b l f]
+    return Linear("blf,fd->bld", (f, d), ("mlp", "embed"), name="fc2", **make)(h)
+
+
+class GatedMlp(nn.Module):
+  """down(silu(gate x) * up x) without biases: float[b l d] -> float[b l d]."""
+
+  width: int
+  dtype: jnp.dtype = jnp.float32
+  init: Init = normal()
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    d, f = x.shape[-1], self.width
+    make: Any = {"dtype": self.dtype, "init": self.init}
+    up, down = ((d, f), ("embed", "mlp")), ((f, d), ("mlp", "embed"))
+    h = nn.silu(Linear("bld,df->blf", *up, name="gate", **make)(x))
+    h = h * Linear("bld,df->blf", *up, name="up", **make)(x)
+    h = shard(h, "batch", "length", "act_mlp")  # [b l f]
+    return Linear("blf,fd->bld", *down, name="down", **make)(h)
+
+
+def stack(block, depth: int, remat: str, *, in_axes=nn.broadcast, out_axes=0):
+  """`depth` copies of a block class as one scanned, rematerialized block; params gain a leading [n].
+
+  The block is called as `x, y = block(x, *args)`; `in_axes` says for each of args whether it is shared
+  (`nn.broadcast`) or has a layer axis. `remat` names a policy of `jax.checkpoint_policies`, or "none".
+  """
+  if remat != "none":
+    policy = getattr(jax.checkpoint_policies, remat)
+    block = nn.remat(block, prevent_cse=False, policy=policy)
+  return nn.scan(
+    block,
+    length=depth,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=in_axes,
+    out_axes=out_axes,
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
+
+
+def init_cache(depth: int, batch: int, length: int, kv_heads: int, head_dim: int, dtype):
+  """An empty KV cache: {"k", "v"}, each [n b s g k]."""
+  shape = (depth, batch, length, kv_heads, head_dim)
+  return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}

@@ -1,0 +1,101 @@
+"""Mesh, the one table of sharding rules, and the four functions that use it.
+
+Parameter axes (`embed`) and activation axes (`act_embed`) have different names, so that a rule has one meaning.
+"jit with shardings" is all the parallelism there is: XLA inserts the collectives.
+"""
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# fmt: off
+RULES = (
+    ("batch",     ("data", "fsdp")),  # activations
+    ("length",    None),
+    ("act_embed", None),
+    ("act_mlp",   "model"),
+    ("act_heads", "model"),
+    ("act_vocab", "model"),
+    ("image",     None),
+    ("channels",  None),
+    ("layers",    None),              # parameters
+    ("vocab",     ("fsdp", "model")),
+    ("codebook",  None),
+    ("embed",     "fsdp"),
+    ("mlp",       "model"),
+    ("heads",     "model"),
+    ("head_dim",  None),
+    ("position",  None),
+    ("patch",     None),
+    ("conv_in",   None),
+    ("conv_out",  None),
+)
+# fmt: on
+
+AXES = ("data", "fsdp", "model")
+
+
+def make_mesh(sizes: dict[str, int]) -> Mesh:
+  """{"data": -1, "fsdp": 1, "model": 1} -> Mesh; one -1 takes the devices that are left.
+
+  Axes are Auto: with Explicit ones, Linen's constraints raise.
+
+  Raises:
+    ValueError: an unknown axis, or sizes whose product is not the number of devices.
+  """
+  unknown = sorted(set(sizes) - set(AXES))
+  if unknown:
+    raise ValueError(f"config.mesh has unknown axes {unknown}; the axes are {list(AXES)}")
+  count = jax.device_count()
+  full = {axis: int(sizes.get(axis, 1)) for axis in AXES}
+  fixed = 1
+  for size in full.values():
+    fixed *= size if size != -1 else 1
+  free = [axis for axis, size in full.items() if size == -1]
+  if len(free) > 1 or (free and count % fixed) or (not free and fixed != count):
+    raise ValueError(f"config.mesh={full} does not fit {count} devices")
+  if free:
+    full[free[0]] = count // fixed
+  return jax.make_mesh(tuple(full.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def named(init, *axes: str | None):
+  """Initializer whose result carries logical axis names."""
+  return nn.with_logical_partitioning(init, axes)
+
+
+def shard(x, *axes: str | None):
+  """Constrains an activation; an axis without a rule is an error, not a guess."""
+  return nn.with_logical_constraint(
+    x, axes, rules=RULES, fallback=nn.spmd.RulesFallback.RAISE_ERROR
+  )
+
+
+def tree_shardings(abstract, mesh: Mesh, rules=RULES):
+  """Boxed abstract tree -> matching (unboxed) tree of NamedSharding.
+
+  Raises:
+    ValueError: a dimension that its mesh axes do not divide, with the parameter's name.
+  """
+  shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, rules)
+
+  def check(path, leaf, sharding):
+    try:
+      sharding.shard_shape(leaf.shape)
+    except ValueError as e:
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      raise ValueError(
+        f"{name} {leaf.shape} does not divide over {sharding.spec} on {mesh.shape}"
+      ) from e
+    return sharding
+
+  return jax.tree_util.tree_map_with_path(check, nn.meta.unbox(abstract), shardings)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Leading axis of every array of a batch over all data-parallel devices."""
+  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
