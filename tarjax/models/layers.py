@@ -139,7 +139,7 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-    axes = ("patch", "patch", "conv_in", "conv_out")
+    axes = (None, None, "conv_in", "conv_out")
     kernel = self.param("kernel", named(self.init, *axes), shape, jnp.float32)
     y = jax.lax.conv_general_dilated(
       x.astype(self.dtype),
