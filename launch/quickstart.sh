@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Trains all of Tar, small, on real handwriting, and writes report.html:
+#   bash launch/quickstart.sh [--out DIR] [--smoke] [--seed N]
+# Run it again after an interruption: finished stages are skipped, the others go on from their last save.
+set -euo pipefail
+
+usage="usage: bash launch/quickstart.sh [--out DIR] [--smoke] [--seed N]"
+out="" variant="" seed=0 count=600
+while (($#)); do
+  case $1 in
+    --out | --seed)
+      (($# > 1)) || { echo "error: $1 needs a value; $usage" >&2 && exit 2; }
+      if [[ $1 == --out ]]; then out=$2; else seed=$2; fi
+      shift 2
+      ;;
+    --smoke) variant=":smoke" count=24 && shift ;;
+    -h | --help) echo "$usage" && exit ;;
+    *) echo "error: unknown argument $1; $usage" >&2 && exit 2 ;;
+  esac
+done
+if [[ ! $seed =~ ^[0-9]{1,9}$ ]]; then
+  echo "error: --seed must be a whole number, got $seed" >&2
+  exit 2
+fi
+seed=$((10#$seed))
+
+[[ -z $out || $out == /* ]] || out=$PWD/$out
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [[ -z $out ]]; then
+  out=$PWD/runs/digits${variant:+-smoke}
+  ((seed == 0)) || out+=-seed$seed
+fi
+
+# A directory belongs to one kind of run, and to one process at a time.
+mkdir -p "$out"
+kind="quickstart${variant} --seed $seed"
+[[ -f $out/kind.txt ]] || echo "$kind" >"$out/kind.txt"
+if [[ $(<"$out/kind.txt") != "$kind" ]]; then
+  echo "error: $out holds a run of \"$(<"$out/kind.txt")\"; choose another --out" >&2
+  exit 2
+fi
+if command -v flock >/dev/null; then
+  exec 9>"$out/.lock"
+  if ! flock -n 9; then
+    echo "waiting: another process still works in $out"
+    flock 9
+  fi
+fi
+
+report() {
+  echo "done: $out/report.html (scores in $out/scores.json)"
+}
+if [[ -f $out/scores.json && -f $out/report.html ]]; then
+  report
+  exit
+fi
+
+# shellcheck source=launch/venv.sh
+source launch/venv.sh
+make_venv requirements.txt
+python=.venv/bin/python
+
+verb() {
+  "$python" -m "tarjax.$1" "${@:2}"
+}
+train() {
+  [[ -f $out/$1/done.json ]] && return
+  verb train --config="configs/digits/$1.py$variant" --workdir="$out/$1" --config.seed="$seed"
+}
+
+echo "training Tar in $out"
+verb data.tokenizer --out "$out/tokenizer"
+train siglip2
+train llm
+train ta_tok
+train vqvae
+verb encode --model "$out" --out "$out/encoded"
+train ar_dtok
+train mllm
+train sft
+verb evaluate --model "$out" --tasks digits --out "$out/scores.json" --report "$out/report.html" \
+  --count "$count"
+printf 'finished in %d min %d s (this call)\n' $((SECONDS / 60)) $((SECONDS % 60))
+report
