@@ -1,0 +1,80 @@
+"""The table of tasks: one per kind of training stage, all behind the same six methods.
+
+Importing this module imports no network; `make_task` imports the one that it needs.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+Tree = dict[str, Any]
+
+
+class Task(Protocol):
+  """What the training loop asks of a stage. Trees are nested dicts; images are uint8 outside."""
+
+  def init(self, rng) -> Any:
+    """Random parameters, boxed with axis names; traced under eval_shape and jit."""
+    ...
+
+  def init_frozen(self, rng) -> Any:
+    """Like `init`, for the networks that this stage only reads; {} when there are none."""
+    ...
+
+  def start(self, params: Tree, frozen: Tree, load: Callable, workdir) -> tuple[Tree, Tree]:
+    """Computed starting points, once, at step 0.
+
+    Args:
+      params: numpy tree, with `config.init` already filled in.
+      frozen: numpy tree, with `config.frozen` already filled in.
+      load: `load(spec, frozen=False)` -> numpy tree of another run, see `checkpoint.load`.
+      workdir: the directory of this run.
+
+    Returns:
+      (params, frozen) with the same names, shapes and dtypes.
+    """
+    ...
+
+  def static(self, step: int) -> dict[str, Any]:
+    """Hashable keyword arguments of `loss` for this step: a pure function of (seed, step)."""
+    ...
+
+  @property
+  def loss(self) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """A method (params, frozen, batch, rng, *, train: bool, **static) -> (float32[], metrics).
+
+    Metrics are scalars; an int array under "codes" is counted as code usage.
+    """
+    ...
+
+
+# Top-level config keys that one task reads, beyond those that every run has.
+TASK_KEYS: dict[str, frozenset[str]] = {
+  "siglip2": frozenset(),
+  "mllm": frozenset({"words", "widen", "loss_chunk"}),
+  "ta_tok": frozenset({"codebook", "beta", "scales"}),
+  "vqvae": frozenset(),
+  "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales"}),
+}
+
+
+def make_task(config) -> Task:
+  """The task that `config.task` names.
+
+  Raises:
+    ValueError: an unknown name.
+    TypeError: a key in `config.model` that its dataclass does not have.
+  """
+  match config.task:
+    case "siglip2":
+      from tarjax.tasks.siglip2 import Task
+    case "mllm":
+      from tarjax.tasks.mllm import Task
+    case "ta_tok":
+      from tarjax.tasks.ta_tok import Task
+    case "vqvae":
+      from tarjax.tasks.vqvae import Task
+    case "ar_dtok":
+      from tarjax.tasks.ar_dtok import Task
+    case _:
+      raise ValueError(f"config.task={config.task!r} is none of {sorted(TASK_KEYS)}")
+  return Task(config)

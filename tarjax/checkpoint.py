@@ -1,0 +1,219 @@
+"""Checkpoints: save, restore, read what another run left, and fill a model from it.
+
+A run directory holds config.json, checkpoints/<step>/{params, opt, meta} and frozen/. Orbax
+writes in the background and renames a finished step into place, so a directory whose name is a
+number is whole, whenever the process was killed.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from tarjax.config import UserError
+from tarjax.convert.rules import flatten, unflatten
+
+Tree = dict[str, Any]
+
+logging.set_verbosity(logging.ERROR)  # Orbax warns of layouts that are as we want them
+
+
+def abstract(tree, shardings):
+  """Trees of anything with shape and dtype, and of shardings -> tree of ShapeDtypeStruct."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+  )
+
+
+class Saver:
+  """The checkpoints of one run. Saves run in the background; `close` waits for the last."""
+
+  def __init__(self, workdir: Path, keep: int):
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=preservation_policy.LatestN(keep),
+      cleanup_tmp_directories=True,
+      enable_async_checkpointing=True,
+    )
+    self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
+
+  def latest(self) -> int | None:
+    """The last complete step."""
+    return self.manager.latest_step()
+
+  def save(self, step: int, state, meta: dict) -> None:
+    """Copies `state` (step, params, opt) off the devices and writes it in the background."""
+    items = ocp.args.Composite(
+      params=ocp.args.StandardSave(state.params),
+      opt=ocp.args.StandardSave(state.opt),
+      meta=ocp.args.JsonSave(meta),
+    )
+    self.manager.save(step, args=items, force=True)
+
+  def restore(self, step: int, params, opt) -> tuple[Any, Any, dict]:
+    """Abstract params and opt with shardings -> (params, opt, meta), on any mesh."""
+    items = ocp.args.Composite(
+      params=ocp.args.StandardRestore(params),
+      opt=ocp.args.StandardRestore(opt),
+      meta=ocp.args.JsonRestore(),
+    )
+    found = self.manager.restore(step, args=items)
+    return found["params"], found["opt"], found["meta"]
+
+  def close(self) -> None:
+    self.manager.wait_until_finished()
+    self.manager.close()
+
+
+def save_frozen(workdir: Path, frozen) -> None:
+  """Writes the frozen networks of a run once, before its first step."""
+  if jax.tree.leaves(frozen):
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(workdir / "frozen", frozen, force=True)
+
+
+def restore_frozen(workdir: Path, frozen):
+  """Abstract frozen tree with shardings -> arrays."""
+  if not jax.tree.leaves(frozen):
+    return frozen
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(workdir / "frozen", frozen)
+
+
+def parse_spec(spec: str) -> tuple[str, int | None, str]:
+  """ "DIR[@STEP][:sub/tree]" -> (DIR, STEP or None, "sub/tree" or "")."""
+  found = re.fullmatch(r"(.+?)(?:@(\d+))?(?::([^/:][^:]*))?", spec)
+  if not found:
+    raise UserError(f"{spec!r} is not a checkpoint: write DIR[@STEP][:sub/tree]")
+  return found[1], int(found[2]) if found[2] else None, (found[3] or "").strip("/")
+
+
+def load(spec: str, relative_to: str | Path = ".", *, frozen: bool = False) -> Tree:
+  """Parameters that another run saved, as a tree of numpy arrays.
+
+  Args:
+    spec: "DIR[@STEP][:sub/tree]"; without STEP the last complete one.
+    relative_to: the directory that a relative DIR starts from, usually a workdir.
+    frozen: read the run's frozen networks instead of its params.
+
+  Raises:
+    UserError: no such run, step or subtree, named.
+  """
+  name, step, sub = parse_spec(spec)
+  run = Path(relative_to, name).resolve()
+  if frozen:
+    path = run / "frozen"
+  else:
+    folder = run / "checkpoints"
+    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    if not steps or step not in (None, *steps):
+      there = f"it has steps {steps}" if steps else "it has no complete checkpoint"
+      raise UserError(f"checkpoint {spec!r} cannot be read from {run}: {there}")
+    path = folder / str(steps[-1] if step is None else step) / "params"
+  if not path.is_dir():
+    raise UserError(f"checkpoint {spec!r} cannot be read: {path} does not exist")
+  return _read(path, sub, spec)
+
+
+def load_frozen(run: str | Path) -> Tree:
+  """The frozen networks of a run, as a tree of numpy arrays."""
+  return load(str(run), frozen=True)
+
+
+def _read(path: Path, sub: str, spec: str) -> Tree:
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    tree: Any = checkpointer.metadata(path).item_metadata.tree
+    for part in sub.split("/") if sub else []:
+      if not isinstance(tree, dict) or part not in tree:
+        there = sorted(tree) if isinstance(tree, dict) else "a single array"
+        raise UserError(f"checkpoint {spec!r} has no {part!r}: there is {there}")
+      tree = tree[part]
+    wanted = unflatten({f"{sub}/{k}".strip("/"): v for k, v in flatten(tree).items()})
+    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=numpy, partial_restore=True)
+    tree = checkpointer.restore(path, args=args)
+  for part in sub.split("/") if sub else []:
+    tree = tree[part]
+  return tree
+
+
+def read_config(run: str | Path) -> ConfigDict:
+  """The config of a run; lists come back as tuples and keys that are numbers as int.
+
+  Raises:
+    UserError: the directory holds no config.json.
+  """
+  path = Path(run) / "config.json"
+  if not path.is_file():
+    raise UserError(f"{run} is not a run: it has no config.json")
+
+  def back(value):
+    if isinstance(value, dict):
+      return {int(k) if k.isdigit() else k: back(v) for k, v in value.items()}
+    return tuple(back(v) for v in value) if isinstance(value, list) else value
+
+  return ConfigDict(back(json.loads(path.read_text())["config"]))
+
+
+def fill(tree: Tree, specs: dict[str, str], dont_load, read, prefix: str = "") -> Tree:
+  """Partial initialization, checked on both sides.
+
+  Args:
+    tree: numpy tree of random parameters.
+    specs: destination subtree ("" is the whole) -> checkpoint spec.
+    dont_load: names of parameters or subtrees that stay random (or that are left behind in the
+      checkpoint); "blocks[26:]" leaves behind the layers from 26 on.
+    read: `load` with its directory bound.
+    prefix: "frozen/" for the frozen tree: put before every name, also those in `dont_load`.
+
+  Returns:
+    The tree with all of each destination replaced, except what `dont_load` names.
+
+  Raises:
+    UserError: listing each parameter not found, left over, or of another shape.
+  """
+  flat, problems = flatten(tree), []
+  for dest, spec in specs.items():
+    dest = dest.strip("/")
+    found = read(spec)
+    found = found if isinstance(found, dict) else {"": found}
+    new = {f"{dest}/{name}".strip("/"): array for name, array in flatten(found).items()}
+    here = {name for name in flat if not dest or (name + "/").startswith(dest + "/")}
+    if not here:
+      problems.append(f"{prefix}{dest}: no such parameter or subtree in the model")
+    for name in sorted(here | new.keys()):
+      full = prefix + name
+      if skipped(full, dont_load):
+        continue
+      if name not in new:
+        problems.append(f"{full} {flat[name].shape}: not in {spec}")
+      elif name not in here:
+        problems.append(f"{full} {new[name].shape}: left over in {spec}")
+      else:
+        array = new[name][: layers(full, dont_load)]
+        if array.shape != flat[name].shape:
+          problems.append(f"{full}: {array.shape} in {spec}, {flat[name].shape} in the model")
+        flat[name] = np.asarray(array, flat[name].dtype)
+  if problems:
+    raise UserError("checkpoint and model disagree (config.dont_load):\n  " + "\n  ".join(problems))
+  return unflatten(flat)
+
+
+def skipped(name: str, dont_load) -> bool:
+  """Whether `dont_load` names this parameter or a subtree around it."""
+  return any((name + "/").startswith(entry.strip("/") + "/") for entry in dont_load)
+
+
+def layers(name: str, dont_load) -> int | None:
+  """How many leading layers of this parameter are read: n of an entry "subtree[n:]", or None."""
+  for entry in dont_load:
+    found = re.fullmatch(r"(.*)\[(\d+):\]", entry)
+    if found and (name + "/").startswith(found[1].strip("/") + "/"):
+      return int(found[2])
+  return None

@@ -1,0 +1,201 @@
+"""The command line and the config of a run, checked before anything heavy is imported.
+
+A config is one `ml_collections.ConfigDict`. Every key must be known to someone: the loop, the
+optimizer or the task; keys of `model` are checked by the network's dataclass, keys of `data` by
+the pipeline. What a run was made of stands in WORKDIR/config.json.
+"""
+
+import contextlib
+import difflib
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from tarjax.tasks import TASK_KEYS
+
+# fmt: off
+REQUIRED = {
+    "task", "seed", "steps", "batch", "model", "init", "frozen", "dont_load", "optim", "data",
+    "mesh", "log_every", "save_every", "eval_every", "keep",
+}
+OPTIONAL = {"eval_batches": 4}
+OPTIM = {
+    "name", "lr", "b1", "b2", "eps", "weight_decay", "warmup", "schedule", "final", "clip",
+}
+# Keys that may change between two starts of one run, because no weight depends on them.
+FREE = {"mesh", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/threads"}
+# fmt: on
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class UserError(Exception):
+  """A mistake of the person at the keyboard: told in one sentence, exit code 2."""
+
+
+@contextlib.contextmanager
+def told():
+  """Turns what the rooms say about a config or a mesh into a UserError."""
+  try:
+    yield
+  except (ValueError, TypeError, FileNotFoundError) as e:
+    raise UserError(str(e)) from e
+
+
+def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
+  """["--config=FILE[:variant]", "--workdir=DIR", "--config.key=value", ...] -> config, workdir.
+
+  Raises:
+    UserError: a missing or broken file, an unknown key (with the nearest real one), a bad value.
+  """
+  base, _ = _parse([a for a in argv if not re.match(r"--?(no)?config\.", a)])
+  names = ConfigDict(flatten(base.to_dict(), inner=True), allow_dotted_keys=True)
+  for arg in argv:
+    if found := re.match(r"--?(?:no)?config\.([^=\[]+)", arg):
+      if found[1].replace(".", "/") not in names:
+        key = nearest(found[1], [n.replace("/", ".") for n in names])
+        raise UserError(f"config has no key {found[1]!r}; the nearest one is {key!r}")
+  config, workdir = _parse(argv)
+  check(config)
+  return config, workdir
+
+
+def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
+  values, argv = flags.FlagValues(), ["train", *argv]
+  config_flags.DEFINE_config_file(
+    "config", None, "FILE[:variant]", flag_values=values, sys_argv=argv
+  )
+  flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
+  for i, arg in enumerate(argv):
+    if found := re.match(r"--?config(?:=(.*))?$", arg):
+      file = (found[1] or "".join(argv[i + 1 : i + 2])).split(":")[0]
+      if not Path(file).is_file():
+        raise UserError(f"config file {file!r} does not exist")
+  try:
+    rest = values(argv)[1:]
+  except flags.Error as e:
+    raise UserError(str(e).strip().splitlines()[-1]) from e
+  except Exception as e:  # whatever a config file may raise
+    raise UserError(f"the config file fails: {type(e).__name__}: {e}") from e
+  if rest:
+    raise UserError(f"unexpected argument {rest[0]!r}; options look like --config.key=value")
+  if values["config"].value is None or not values["workdir"].value:
+    raise UserError("give --config=FILE[:variant] and --workdir=DIR")
+  return values["config"].value, Path(values["workdir"].value).absolute()
+
+
+def nearest(name: str, names) -> str:
+  """The most similar of `names`; the last part of a dotted name counts like the whole."""
+  last = name.rsplit(".", 1)[-1]
+
+  def score(other):
+    ratio = difflib.SequenceMatcher(None, name, other).ratio()
+    tail = difflib.SequenceMatcher(None, last, other.rsplit(".", 1)[-1]).ratio()
+    return max(ratio, 0.9 * tail)
+
+  return max(sorted(names), key=score)
+
+
+def check(config: ConfigDict) -> None:
+  """Fills optional keys in.
+
+  Raises:
+    UserError: an unknown task, a missing key, or a key that nothing reads.
+  """
+  if config.get("task") not in TASK_KEYS:
+    raise UserError(f"config.task={config.get('task')!r} is none of {sorted(TASK_KEYS)}")
+  groups = (
+    ("", config, REQUIRED, REQUIRED | set(OPTIONAL) | TASK_KEYS[config.task]),
+    ("optim.", config.get("optim", {}), OPTIM, OPTIM),
+  )
+  for prefix, group, required, known in groups:
+    for key in sorted(set(group) - known):
+      near = nearest(key, known)
+      raise UserError(f"nothing reads config.{prefix}{key}; the nearest key is {prefix}{near}")
+    for key in sorted(required - set(group)):
+      raise UserError(f"config.{prefix}{key} is missing")
+  for key in ("steps", "batch", "log_every", "save_every", "keep"):
+    if int(config[key]) < 1:
+      raise UserError(f"config.{key}={config[key]} must be at least 1")
+  with config.unlocked():
+    config.update(OPTIONAL | {key: config[key] for key in OPTIONAL if key in config})
+
+
+def flatten(tree: dict, prefix: str = "", inner: bool = False) -> dict[str, Any]:
+  """{"a": {"b": x}} -> {"a/b": x}; with `inner` also "a"; empty dicts are values."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict) and value:
+      flat |= {prefix + str(key): None} if inner else {}
+      flat |= flatten(value, f"{prefix}{key}/", inner)
+    else:
+      flat[prefix + str(key)] = value
+  return flat
+
+
+def plain(config: ConfigDict) -> dict:
+  """Config -> what json gives back of it: string keys, lists."""
+  return json.loads(json.dumps(config.to_dict(), default=str))
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Atomic: a reader sees the old file or the new one."""
+  new = path.with_name(path.name + ".new")
+  with open(new, "w") as f:
+    f.write(json.dumps(value, indent=2) + "\n")
+    f.flush()
+    os.fsync(f.fileno())
+  new.replace(path)
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+  """Makes the workdir and writes config.json: the config, versions, git revision.
+
+  Raises:
+    UserError: the directory cannot be made, or holds weights made with another config.
+  """
+  path, mine = workdir / "config.json", flatten(plain(config))
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
+      theirs = flatten(json.loads(path.read_text())["config"])
+      differ = []
+      for key in sorted(mine.keys() | theirs.keys()):
+        free = key in FREE or key.split("/")[0] in FREE
+        if not free and mine.get(key) != theirs.get(key):
+          old, new = theirs.get(key), mine.get(key)
+          differ.append(f"{key.replace('/', '.')} ({old} there, {new} here)")
+      if differ:
+        raise UserError(f"{workdir} holds a run with another config: {', '.join(differ)}")
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    record = {"config": plain(config), "versions": versions, "revision": revision()}
+    write_json(path, record)
+  except OSError as e:
+    raise UserError(f"cannot write to workdir {workdir}: {e.strerror}") from e
+
+
+def revision() -> str | None:
+  """Git revision of the code, "+" if files differ from it; None outside a checkout."""
+  here = Path(__file__).parent
+
+  def git(*args):
+    return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True)
+
+  try:
+    head = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", ".")
+  except OSError:
+    return None
+  return head.stdout.strip() + "+" * bool(changed.stdout) if head.returncode == 0 else None
+
+
+def finished(workdir: Path) -> dict | None:
+  """The record of a finished run ({"steps", "seconds", "peak_gb"}), or None."""
+  path = workdir / "done.json"
+  return json.loads(path.read_text()) if path.is_file() else None

@@ -1,0 +1,199 @@
+"""What a run carries, where it starts from, and how one step changes it.
+
+The order of starting points: the run's own last checkpoint, else `config.init` and
+`config.frozen` over random parameters, then what the task computes from them.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from tarjax import checkpoint
+from tarjax.config import UserError
+from tarjax.convert.rules import flatten
+from tarjax.optim import opt_shardings
+from tarjax.sharding import batch_sharding, replicated, tree_shardings
+
+
+class TrainState(NamedTuple):
+  step: Any  # int32[], finished steps
+  params: Any
+  opt: Any
+
+
+class Layout(NamedTuple):
+  """ShapeDtypeStructs with shardings of everything that lives on the devices."""
+
+  params: Any
+  opt: Any
+  frozen: Any
+
+
+def make_keys(seed: int, mesh) -> tuple[jax.Array, jax.Array]:
+  """One key for the parameters and one for the steps, on every device."""
+  init, step = jax.random.split(jax.random.key(seed))
+  return jax.device_put((init, step), replicated(mesh))
+
+
+def make_layout(task, optimizer, mesh) -> Layout:
+  """Shapes and shardings, without computing anything.
+
+  Raises:
+    ValueError: a dimension that the mesh does not divide, with the parameter's name.
+  """
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  boxed, boxed_frozen = jax.eval_shape(task.init, key), jax.eval_shape(task.init_frozen, key)
+  shardings = tree_shardings(boxed, mesh)
+  params = nn.meta.unbox(boxed)
+  opt = opt_shardings(optimizer, params, shardings, replicated(mesh))
+  return Layout(
+    checkpoint.abstract(params, shardings),
+    checkpoint.abstract(*opt),
+    checkpoint.abstract(nn.meta.unbox(boxed_frozen), tree_shardings(boxed_frozen, mesh)),
+  )
+
+
+def put_step(step: int, mesh) -> jax.Array:
+  return jax.device_put(np.int32(step), replicated(mesh))
+
+
+def restore(saver, step: int, layout: Layout, meta: dict, workdir: Path, mesh):
+  """The run's own checkpoint -> (state, frozen).
+
+  Raises:
+    UserError: it was saved with another seed or other data than `meta` says.
+  """
+  params, opt, saved = saver.restore(step, layout.params, layout.opt)
+  if saved != dict(meta, next_step=step):
+    raise UserError(f"checkpoint {step} in {workdir} belongs to other data: {saved}, not {meta}")
+  frozen = checkpoint.restore_frozen(workdir, layout.frozen)
+  return TrainState(put_step(step, mesh), params, opt), frozen
+
+
+def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh):
+  """Step 0 -> (state, frozen); writes the frozen networks.
+
+  Raises:
+    UserError: with `config.init` or frozen networks, a parameter that was neither loaded nor
+      computed nor named in `config.dont_load`; or a start of the wrong names or shapes.
+  """
+  shardings = jax.tree.map(lambda x: x.sharding, layout)
+
+  @functools.partial(jax.jit, out_shardings=(shardings.params, shardings.frozen))
+  def init(key):
+    one, two = jax.random.split(key)
+    return nn.meta.unbox(task.init(one)), nn.meta.unbox(task.init_frozen(two))
+
+  random = init(key)
+  host: Any = jax.device_get(random)
+  load = functools.partial(checkpoint.load, relative_to=workdir)
+  params = checkpoint.fill(host[0], config.init.to_dict(), config.dont_load, load)
+  specs = config.frozen.to_dict()
+  frozen = checkpoint.fill(host[1], specs, config.dont_load, load, prefix="frozen/")
+  params, frozen = task.start(params, frozen, load, workdir)
+  same_tree(params, layout.params, "")
+  same_tree(frozen, layout.frozen, "frozen/")
+  check_filled(host[0] if config.init else {}, params, config.dont_load, "")
+  check_filled(host[1], frozen, config.dont_load, "frozen/")
+
+  def put(new, old, on_device, like):
+    return on_device if new is old else jax.device_put(np.asarray(new, like.dtype), like.sharding)
+
+  params, frozen = jax.tree.map(put, (params, frozen), host, random, (layout.params, layout.frozen))
+  opt = jax.jit(optimizer.init, out_shardings=shardings.opt)(params)
+  checkpoint.save_frozen(workdir, frozen)
+  return TrainState(put_step(0, mesh), params, opt), frozen
+
+
+def same_tree(tree, layout, prefix: str) -> None:
+  """Raises UserError unless names and shapes are those of the layout."""
+  mine = {k: tuple(v.shape) for k, v in flatten(tree).items()}
+  want = {k: tuple(v.shape) for k, v in flatten(layout).items()}
+  if mine != want:
+    names = sorted(k for k in mine.keys() | want.keys() if mine.get(k) != want.get(k))
+    pairs = [f"{prefix}{k}: {mine.get(k)} computed, {want.get(k)} in the model" for k in names]
+    raise UserError("the task's starting point does not fit:\n  " + "\n  ".join(pairs))
+
+
+def check_filled(random, started, dont_load, prefix: str) -> None:
+  """Raises UserError listing parameters that are still the random ones, unless in dont_load."""
+  after = flatten(started)
+  names = [prefix + name for name, array in flatten(random).items() if after[name] is array]
+  names = [name for name in names if not checkpoint.skipped(name, dont_load)]
+  if names:
+    raise UserError(
+      "neither loaded nor computed, name them in config.dont_load to leave them random:\n  "
+      + "\n  ".join(sorted(names))
+    )
+
+
+def parameter_table(layout: Layout) -> str:
+  """One line per parameter: name, shape, how it is split, number of values."""
+  lines = []
+  for prefix, tree in (("", layout.params), ("frozen/", layout.frozen)):
+    total, flat = 0, flatten(tree)
+    for name, leaf in flat.items():
+      total += leaf.size
+      spec = ", ".join(str(axis) for axis in leaf.sharding.spec)
+      lines.append(f"{prefix + name:<60} {str(leaf.shape):<24} ({spec}) {leaf.size:,}")
+    lines.append(f"{prefix or 'trained/'} total {total:,} in {len(flat)} arrays\n")
+  return "\n".join(lines)
+
+
+def train_step(state: TrainState, frozen, batch, key, *, loss, optimizer, schedule):
+  """One update: pure, it reads its arguments and returns (state, metrics)."""
+  rng = jax.random.fold_in(key, state.step)
+  grad_fn = jax.value_and_grad(loss, has_aux=True)
+  (value, metrics), grads = grad_fn(state.params, frozen, batch, rng)
+  updates, opt = optimizer.update(grads, state.opt, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = dict(metrics, loss=value, grad_norm=optax.tree.norm(grads), lr=schedule(state.step))
+  return TrainState(state.step + 1, params, opt), metrics
+
+
+def eval_step(params, frozen, batch, key, index, *, loss):
+  """Loss and metrics without an update; `index` is the number of the batch."""
+  value, metrics = loss(params, frozen, batch, jax.random.fold_in(key, index))
+  metrics = {name: x for name, x in metrics.items() if name != "codes"}
+  return dict(metrics, loss=value)
+
+
+class Programs:
+  """The compiled steps of a task: one program per value of its static arguments."""
+
+  def __init__(self, task, optimizer, schedule, layout: Layout, mesh):
+    self.task, self.optimizer, self.schedule = task, optimizer, schedule
+    self.shardings = jax.tree.map(lambda x: x.sharding, layout)
+    self.batch, self.all = batch_sharding(mesh), replicated(mesh)
+    self.cache: dict[Any, Any] = {}
+
+  def __call__(self, train: bool, static: dict) -> tuple[Any, bool]:
+    """(jitted step, whether this is its first use and will compile)."""
+    name = (train, *sorted(static.items()))
+    if first := name not in self.cache:
+      loss = functools.partial(self.task.loss, train=train, **static)
+      self.cache[name] = self._train(loss) if train else self._eval(loss)
+    return self.cache[name], first
+
+  def _train(self, loss):
+    where = self.shardings
+    state = TrainState(self.all, where.params, where.opt)
+    return jax.jit(
+      functools.partial(train_step, loss=loss, optimizer=self.optimizer, schedule=self.schedule),
+      in_shardings=(state, where.frozen, self.batch, self.all),
+      out_shardings=(state, self.all),
+      donate_argnums=0,
+    )
+
+  def _eval(self, loss):
+    where = self.shardings
+    return jax.jit(
+      functools.partial(eval_step, loss=loss),
+      in_shardings=(where.params, where.frozen, self.batch, self.all, self.all),
+      out_shardings=self.all,
+    )
