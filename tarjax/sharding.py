@@ -1,11 +1,16 @@
 """Mesh, the one table of sharding rules, and the four functions that use it.
 
-Parameter axes (`embed`) and activation axes (`act_embed`) have different names, so that a rule has one meaning.
-"jit with shardings" is all the parallelism there is: XLA inserts the collectives.
+Parameter axes (`embed`) and activation axes (`act_embed`) have different names, so that a rule
+has one meaning. "jit with shardings" is all the parallelism there is: XLA inserts the
+collectives.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.linen import spmd
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # fmt: off
@@ -27,6 +32,8 @@ RULES = (
     ("head_dim",  None),
     ("position",  None),
     ("patch",     None),
+    ("kernel_y",  None),
+    ("kernel_x",  None),
     ("conv_in",   None),
     ("conv_out",  None),
 )
@@ -59,16 +66,14 @@ def make_mesh(sizes: dict[str, int]) -> Mesh:
   return jax.make_mesh(tuple(full.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def named(init, *axes: str | None):
+def named(init, *axes: str | None) -> Callable[..., Any]:
   """Initializer whose result carries logical axis names."""
   return nn.with_logical_partitioning(init, axes)
 
 
 def shard(x, *axes: str | None):
   """Constrains an activation; an axis without a rule is an error, not a guess."""
-  return nn.with_logical_constraint(
-    x, axes, rules=RULES, fallback=nn.spmd.RulesFallback.RAISE_ERROR
-  )
+  return spmd.with_logical_constraint(x, axes, rules=RULES, fallback=spmd.RulesFallback.RAISE_ERROR)
 
 
 def tree_shardings(abstract, mesh: Mesh, rules=RULES):
@@ -77,7 +82,7 @@ def tree_shardings(abstract, mesh: Mesh, rules=RULES):
   Raises:
     ValueError: a dimension that its mesh axes do not divide, with the parameter's name.
   """
-  shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, rules)
+  shardings = spmd.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, rules)
 
   def check(path, leaf, sharding):
     try:

@@ -1,15 +1,17 @@
 r"""The conversion engine: a checkpoint is a table of rules, and the table runs both ways.
 
-A rule matches whole PyTorch names. Its first group, when it is `(\d+)`, is the layer: the engine stacks those tensors
-on a leading axis. Every other group is an alternation such as `(gate|up|down)`, used in the target as {1}, {2}, ...
-(numbered without the layer). Everything here is numpy; dtypes are kept.
+A rule matches whole PyTorch names. Its first group, when it is `(\d+)`, is the layer: the engine
+stacks those tensors on a leading axis. Every other group is an alternation such as
+`(gate|up|down)`, used in the target as {1}, {2}, ... (numbered without the layer). Everything
+here is numpy; dtypes are kept.
 
-  rules = [Rule(r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight", "blocks/mlp/{1}/kernel", transpose)]
+  name = r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight"
+  rules = [Rule(name, "blocks/mlp/{1}/kernel", transpose)]
   params = to_params(rules, state_dict, shapes)
   state_dict = to_state_dict(rules, params)
 
-The engine refuses a name matched by no rule or by two, a parameter left empty, a missing layer and a wrong shape, and
-says all of them at once.
+The engine refuses a name matched by no rule or by two, a parameter left empty, a missing layer
+and a wrong shape, and says all of them at once.
 """
 
 import itertools
@@ -40,9 +42,7 @@ conv = Fn(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)) 
 
 def split_heads(heads: int) -> Fn:
   """[h*k d] <-> [d h k]."""
-  return Fn(
-    lambda w: w.T.reshape(w.shape[1], heads, -1), lambda w: w.reshape(w.shape[0], -1).T
-  )
+  return Fn(lambda w: w.T.reshape(w.shape[1], heads, -1), lambda w: w.reshape(w.shape[0], -1).T)
 
 
 def split_bias(heads: int) -> Fn:
@@ -52,9 +52,7 @@ def split_bias(heads: int) -> Fn:
 
 def merge_heads(heads: int) -> Fn:
   """[d h*k] <-> [h k d]."""
-  return Fn(
-    lambda w: w.T.reshape(heads, -1, w.shape[0]), lambda w: w.reshape(-1, w.shape[-1]).T
-  )
+  return Fn(lambda w: w.T.reshape(heads, -1, w.shape[0]), lambda w: w.reshape(-1, w.shape[-1]).T)
 
 
 class Rule(NamedTuple):
@@ -101,7 +99,8 @@ def to_params(
     shapes: nested tree of anything with .shape that the result must match; None skips the check.
 
   Raises:
-    ConversionError: listing every unmatched name, double match, missing layer, empty parameter and wrong shape.
+    ConversionError: listing every unmatched name, double match, missing layer, empty parameter
+      and wrong shape.
   """
   problems: list[str] = []
   single: dict[str, np.ndarray] = {}
@@ -167,7 +166,7 @@ def to_state_dict(rules: Sequence[Rule], params: Mapping[str, Any]) -> dict[str,
         names = iter(picked)
         groups = [str(layer) if g == "\\d+" else next(names) for g in parts[1::2]]
         name = text[0] + "".join(g + t for g, t in zip(groups, text[1:], strict=True))
-        tensors[name] = np.ascontiguousarray(rule.fn.back(array))
+        tensors[name] = np.asarray(rule.fn.back(array), order="C")
   left = sorted(flat.keys() - used)
   if left:
     raise ConversionError("no rule exports:\n  " + "\n  ".join(left))

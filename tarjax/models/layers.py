@@ -1,10 +1,11 @@
 """The building blocks: the only matmuls, norms, attention, rotary, MLPs and convolutions.
 
-Letters: b batch, l length, s cached length, d embed, f mlp, h heads, g kv heads, k head dim, v vocab, n layers,
-c channels, y x image rows and columns. Parameters are float32; matmul inputs are cast to `dtype`; norms and softmax
-are float32 (SPEC 0.3).
+Letters: b batch, l length, s cached length, d embed, f mlp, h heads, g kv heads, k head dim,
+v vocab, n layers, c channels, y x image rows and columns. Parameters are float32; matmul inputs
+are cast to `dtype`; norms and softmax are float32.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,10 +30,20 @@ zeros = nn.initializers.zeros
 ones = nn.initializers.ones
 
 
-class Linear(nn.Module):
-  """One einsum with a named kernel, e.g. Linear("bld,dhk->blhk", (d, h, k), ("embed", "heads", "head_dim")).
+def as_matrix(init: Init, rows: int) -> Init:
+  """`init` for a kernel of heads, seen as the matrix [rows, rest], which has the right fans."""
 
-  `bias` adds one over the output letters that the kernel has.
+  def flat(key, shape, dtype):
+    return init(key, (rows, math.prod(shape) // rows), dtype).reshape(shape)
+
+  return flat
+
+
+class Linear(nn.Module):
+  """One einsum with a named kernel.
+
+  For example Linear("bld,dhk->blhk", (d, h, k), ("embed", "heads", "head_dim")). `bias` adds one
+  over the output letters that the kernel has.
   """
 
   eqn: str
@@ -105,7 +116,10 @@ class RMSNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-  """float[b y x c] -> float[b y x c]: moments over rows, columns and the channels of a group, float32 inside."""
+  """float[b y x c] -> float[b y x c], float32 inside.
+
+  Moments are over rows, columns and the channels of a group.
+  """
 
   groups: int = 32
   eps: float = 1e-6
@@ -180,7 +194,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def causal_mask(segments: Array) -> Array:
-  """Segment ids int32[b l] (0 is padding) -> bool[b l l]: each position sees its own segment's past."""
+  """Segments int32[b l] (0 is padding) -> bool[b l l]: a position sees its segment's past."""
   i = jnp.arange(segments.shape[1])
   same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0)
   return same & (i[:, None] >= i[None, :])
@@ -203,8 +217,9 @@ def rotate(x: Array, table: tuple[Array, Array]) -> Array:
 class Attention(nn.Module):
   """Multi-head attention with separate q, k, v kernels [d h k] and an output kernel [h k d].
 
-  Call it with `context` for cross-attention, with `rotary` for rotary positions, and with `cache` and `index` for
-  decoding: then keys and values are written into the cache at `index` and the whole cache is attended to under `mask`.
+  Call it with `context` for cross-attention, with `rotary` for rotary positions, and with `cache`
+  and `index` for decoding: then keys and values are written into the cache at `index` and the
+  whole cache is attended to under `mask`.
   """
 
   heads: int
@@ -216,15 +231,16 @@ class Attention(nn.Module):
   init: Init = normal()
 
   @nn.compact
-  def __call__(self, x, *, context=None, mask=None, rotary=None, cache=None, index=None):
+  def __call__(self, x, *, context=None, mask=None, rotary=None, cache=None, index: Any = None):
     """float[b l d] -> (float[b l d], cache)."""
     d, h, g, k = x.shape[-1], self.heads, self.kv_heads, self.head_dim
     context = x if context is None else context
-    make = {"dtype": self.dtype, "init": self.init}
 
     def project(name, y, heads):
       shape, axes = (y.shape[-1], heads, k), ("embed", "heads", "head_dim")
-      return Linear("bld,dhk->blhk", shape, axes, bias=self.qkv_bias, name=name, **make)(y)
+      init = as_matrix(self.init, y.shape[-1])
+      make: Any = {"bias": self.qkv_bias, "dtype": self.dtype, "init": init, "name": name}
+      return Linear("bld,dhk->blhk", shape, axes, **make)(y)
 
     q = shard(project("q", x, h), "batch", "length", "act_heads", None)  # [b l h k]
     key, value = project("k", context, g), project("v", context, g)  # [b s g k]
@@ -239,8 +255,8 @@ class Attention(nn.Module):
       key, value = cache["k"].astype(self.dtype), cache["v"].astype(self.dtype)
     y = attend(q, key, value, mask)  # [b l h k]
     axes = ("heads", "head_dim", "embed")
-    out = Linear("blhk,hkd->bld", (h, k, d), axes, bias=self.out_bias, name="out", **make)(y)
-    return out, cache
+    make: Any = {"bias": self.out_bias, "dtype": self.dtype, "init": as_matrix(self.init, h * k)}
+    return Linear("blhk,hkd->bld", (h, k, d), axes, name="out", **make)(y), cache
 
 
 class Mlp(nn.Module):
@@ -283,11 +299,12 @@ class GatedMlp(nn.Module):
     return Linear("blf,fd->bld", *down, name="down", **make)(h)
 
 
-def stack(block, depth: int, remat: str, *, in_axes=nn.broadcast, out_axes=0):
-  """`depth` copies of a block class as one scanned, rematerialized block; params gain a leading [n].
+def stack(block, depth: int, remat: str, *, in_axes: Any = nn.broadcast, out_axes=0) -> Any:
+  """`depth` copies of a block class as one scanned, rematerialized block; params gain [n].
 
-  The block is called as `x, y = block(x, *args)`; `in_axes` says for each of args whether it is shared
-  (`nn.broadcast`) or has a layer axis. `remat` names a policy of `jax.checkpoint_policies`, or "none".
+  The block is called as `x, y = block(x, *args)`; `in_axes` says for each of args whether it is
+  shared (`nn.broadcast`) or has a layer axis. `remat` names a policy of
+  `jax.checkpoint_policies`, or "none".
   """
   if remat != "none":
     policy = getattr(jax.checkpoint_policies, remat)
