@@ -1,6 +1,6 @@
 r"""A small byte-level BPE in Qwen2.5's form, and the image words added to any tokenizer.
 
-  python -m tarjax.data.tokenizer DIR
+  python -m tarjax.data.tokenizer DIR [OUT CODES]
 
 The tokenizer has Qwen2.5's pre-tokenizer, its 22 added tokens in its order, and its chat frame, so
 that whatever works with it works with the real one. It is trained on `digits.text_documents`.
@@ -143,10 +143,18 @@ def _save(tokenizer: tokenizers.Tokenizer, settings: dict, out: Path) -> Path:
 
 
 def main(argv: list[str]) -> int:
-  if len(argv) != 1:
-    print("usage: python -m tarjax.data.tokenizer DIR", file=sys.stderr)
+  """DIR trains a tokenizer; DIR OUT CODES copies it to OUT with the words of CODES visual codes."""
+  if len(argv) not in (1, 3) or (len(argv) == 3 and not argv[2].isdigit()):
+    print("usage: python -m tarjax.data.tokenizer DIR [OUT CODES]", file=sys.stderr)
     return 2
-  print(f"tokenizer: {build_tokenizer(argv[0])}")
+  try:
+    out = build_tokenizer(argv[0])
+    if len(argv) == 3:
+      out = add_image_tokens(out, argv[1], int(argv[2]))
+  except (ValueError, OSError) as e:
+    print(f"error: {e}", file=sys.stderr)
+    return 2
+  print(f"tokenizer: {out}")
   return 0
 
 
