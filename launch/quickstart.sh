@@ -69,15 +69,16 @@ train() {
 }
 
 echo "training Tar in $out"
-verb data.tokenizer --out "$out/tokenizer"
+verb data.tokenizer "$out/tokenizer" "$out/tokenizer_tar" 1024
 train siglip2
 train llm
 train ta_tok
 train vqvae
-verb encode --model "$out" --out "$out/encoded"
+verb encode --config="configs/digits/encode.py$variant" --workdir="$out/encoded" --config.seed="$seed"
 train ar_dtok
 train mllm
 train sft
+cp configs/digits/bundle.json "$out/bundle.json"
 verb evaluate --model "$out" --tasks digits --out "$out/scores.json" --report "$out/report.html" \
   --count "$count"
 printf 'finished in %d min %d s (this call)\n' $((SECONDS / 60)) $((SECONDS % 60))
