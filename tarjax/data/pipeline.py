@@ -1,0 +1,273 @@
+"""Batches: a mixture of sources, turned into arrays, where step -> batch is a pure function.
+
+A batch is a dict of arrays with a leading batch axis; config.data.format says which:
+
+  images  "image" uint8[b y x 3]
+  pairs   "image" uint8[b y x 3], "text" int32[b t], padded with <|endoftext|>
+  codes   "codes1" int32[b n1], "codes2" int32[b n2], "codes3" int32[b n3], "vq" int32[b t]
+  packed  "tokens", "labels", "segments", "positions" int32[b l]: several examples a row;
+          labels[i] belongs to token i (-100: none), segments count from 1 and are 0 in padding
+
+Step k holds rows k*b .. k*b+b-1 of an endless stream, whatever the number of processes, threads
+or restarts: each process makes the rows its devices need.
+"""
+
+import bisect
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from tarjax.data import sources, tokens, transforms
+from tarjax.data.packing import Example, Packer
+
+Row = dict[str, np.ndarray]
+Records = Callable[[int], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """config.data; what is not used by a format may be left out."""
+
+  sources: Sequence[Mapping[str, Any]]  # {"name", "weight", arguments of the source}
+  format: str  # images, pairs, codes, packed
+  tokenizer: str = ""  # folder, relative to the workdir
+  size: int = 0  # images: side in pixels; 0 takes them as they are
+  resize: str = "squash"  # or "crop": random in training, central in tests
+  text_length: int = 64  # pairs
+  length: int = 2048  # packed: tokens per row
+  window: int = 4096  # packed: examples that are packed together
+  rows: int = 0  # packed: rows per window, 0 chooses
+  scales: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"1": 1.0})
+  label_style: str = "reference"
+  threads: int = 2  # 0 makes batches in the calling thread
+  prefetch: int = 8  # batches
+
+
+def make_config(data: Mapping[str, Any]) -> DataConfig:
+  """config.data -> DataConfig.
+
+  Raises:
+    ValueError: an unknown key (it names the nearest one), or a value that is not one of those
+      allowed.
+  """
+  known = [f.name for f in dataclasses.fields(DataConfig)]
+  for key in data:
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1, 0)[0]
+      raise ValueError(f"config.data has no key {key!r}; did you mean {near!r}?")
+  config = DataConfig(**{k: data[k] for k in data})
+  if config.format not in FORMATS:
+    raise ValueError(f"config.data.format is one of {sorted(FORMATS)}, not {config.format!r}")
+  if config.resize not in ("squash", "crop"):
+    raise ValueError(f"config.data.resize is 'squash' or 'crop', not {config.resize!r}")
+  if not config.sources:
+    raise ValueError("config.data.sources is empty")
+  if any(int(s) not in tokens.SCALES for s in config.scales) or not config.scales:
+    raise ValueError(f"config.data.scales weighs scales 1, 2 and 3, not {list(config.scales)}")
+  return config
+
+
+def make_batches(config, *, start_step: int = 0, sharding=None, split: str = "train"):
+  """Endless batches of config.data from step `start_step` on; reaching it costs nothing.
+
+  Args:
+    config: the whole ConfigDict: data, batch, seed and workdir are read.
+    sharding: of the leading axis. With one, batches are global jax Arrays and each process
+      makes only its own rows; without, numpy arrays.
+    split: "train" or "test".
+
+  Returns:
+    A `Batches` iterator.
+
+  Raises:
+    ValueError: a wrong config.data, or sources without what the format needs.
+  """
+  data = make_config(config.data)
+  records = mix(data, workdir=config.workdir, split=split, seed=config.seed)
+  format_ = FORMATS[data.format](data, records, config, split)
+  rows = range(config.batch) if sharding is None else local_rows(sharding, config.batch)
+  return Batches(format_, data, config.batch, rows, start_step, sharding)
+
+
+def mix(data: DataConfig, *, workdir: str, split: str, seed: int) -> Records:
+  """index -> record, endless: sources are shuffled anew in each pass and mixed in proportion.
+
+  Grain shuffles and mixes plain numbers, under which all records of all sources are counted.
+  """
+  members, parts, weights, starts = [], [], [], [0]
+  for i, spec in enumerate(data.sources):
+    source = sources.make_source(spec, workdir=workdir, split=split, seed=seed)
+    if not len(source):
+      raise ValueError(f"config.data.sources: {dict(spec)} holds no record in split {split!r}")
+    numbers = grain.MapDataset.range(starts[-1], starts[-1] + len(source))
+    parts.append(numbers.seed(draw(seed, i) % 2**32).shuffle().repeat())
+    members.append(source)
+    weights.append(float(spec.get("weight", 1.0)))
+    starts.append(starts[-1] + len(source))
+  if min(weights) <= 0:
+    raise ValueError(f"config.data.sources: weights must be positive, not {weights}")
+  mixed = grain.MapDataset.mix(parts, weights)
+
+  def record(index: int) -> dict[str, Any]:
+    number: Any = mixed[index]
+    k = bisect.bisect(starts, number) - 1
+    return members[k][number - starts[k]]
+
+  return record
+
+
+def local_rows(sharding: jax.sharding.Sharding, batch: int) -> list[int]:
+  """Rows of a batch that the devices of this process hold, in order."""
+  parts = sharding.addressable_devices_indices_map((batch,)).values()
+  return sorted({row for part in parts if part for row in range(batch)[part[0]]})
+
+
+def draw(seed: int, index: int) -> int:
+  """64 random bits for (seed, index): the splitmix64 generator's output at that counter."""
+  mask = 2**64 - 1
+  z = (seed * 0xD1342543DE82EF95 + (index + 1) * 0x9E3779B97F4A7C15) & mask
+  z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+  z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+  return z ^ (z >> 31)
+
+
+class Batches:
+  """Iterator over batches; `stats` is the packer's account so far (empty without packing)."""
+
+  def __init__(self, format_, data: DataConfig, batch, rows, start_step, sharding):
+    self._sharding, self._batch = sharding, batch
+    self.stats: Mapping[str, int] = getattr(format_, "stats", {})
+    options = grain.ReadOptions(data.threads, data.prefetch if data.threads else 0)
+    steps = grain.MapDataset.source(Steps(format_.row, batch, rows))[start_step:]
+    self._steps: Iterator[Row] = iter(steps.to_iter_dataset(options))
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict[str, Any]:
+    batch = next(self._steps)
+    if self._sharding is None:
+      return batch
+    return {
+      k: jax.make_array_from_process_local_data(self._sharding, v, (self._batch, *v.shape[1:]))
+      for k, v in batch.items()
+    }
+
+
+class Steps:
+  """Random access: step -> the local part of its batch."""
+
+  def __init__(self, row: Callable[[int], Row], batch: int, rows: Sequence[int]):
+    self._row, self._batch, self._rows = row, batch, rows
+
+  def __len__(self) -> int:
+    return sys.maxsize // self._batch
+
+  def __getitem__(self, index: Any) -> Row:
+    rows = [self._row(index * self._batch + j) for j in self._rows]
+    for key in rows[0]:
+      shapes = {row[key].shape for row in rows}
+      if len(shapes) > 1:
+        hint = "; set config.data.size" if key == "image" else ""
+        raise ValueError(f"{key!r} has shapes {sorted(shapes)} in the batch of step {index}{hint}")
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class Images:
+  """Format "images"."""
+
+  def __init__(self, data: DataConfig, record: Records, config, split: str):
+    self._data, self._record, self._seed, self._split = data, record, config.seed, split
+
+  def row(self, index: int) -> Row:
+    return {"image": self.image(self._record(index), index)}
+
+  def image(self, record: dict, index: int) -> np.ndarray:
+    """First image of a record -> uint8[y x 3]."""
+    if not record.get("images"):
+      raise ValueError(f"record {record.get('id', '?')} has no image")
+    image, size = record["images"][0], self._data.size
+    if not size:
+      return image
+    if self._data.resize == "squash":
+      return transforms.squash(image, size)
+    if self._split != "train":
+      return transforms.center_crop(image, size)
+    return transforms.random_crop(image, size, np.random.default_rng((self._seed, index)))
+
+
+class Pairs(Images):
+  """Format "pairs": the text is the record's caption, or else its last answer."""
+
+  def __init__(self, data: DataConfig, record: Records, config, split: str):
+    super().__init__(data, record, config, split)
+    self._tok, self._vocab = _tokenizer(data, config)
+
+  def row(self, index: int) -> Row:
+    record = self._record(index)
+    caption = record.get("caption") or record["conversations"][-1]["value"]
+    ids = self._tok.encode(caption, add_special_tokens=False).ids[: self._data.text_length]
+    text = np.full(self._data.text_length, self._vocab.pad, np.int32)
+    text[: len(ids)] = ids
+    return {"image": self.image(record, index), "text": text}
+
+
+class Codes:
+  """Format "codes": TA-Tok's codes at all scales, and VQ codes, of a record's first image."""
+
+  def __init__(self, data: DataConfig, record: Records, config, split: str):
+    del data, config, split
+    self._record = record
+
+  def row(self, index: int) -> Row:
+    record = self._record(index)
+    if not record.get("codes") or not record.get("vq"):
+      raise ValueError(f"record {record.get('id', '?')} lacks 'codes' or 'vq'")
+    row = {f"codes{s}": record["codes"][0][s].astype(np.int32) for s in tokens.SCALES}
+    return {**row, "vq": record["vq"][0].astype(np.int32)}
+
+
+class Packed:
+  """Format "packed": conversations and documents, each image example at a drawn scale."""
+
+  def __init__(self, data: DataConfig, record: Records, config, split: str):
+    del split
+    self._data, self._record, self._seed = data, record, config.seed
+    self._tok, self._vocab = _tokenizer(data, config)
+    self._scales = [int(s) for s in data.scales]
+    weights = np.array(list(data.scales.values()), float)
+    self._edges = np.cumsum(weights / weights.sum()).tolist()
+    packer = Packer(
+      self.example,
+      self._vocab,
+      length=data.length,
+      window=data.window,
+      rows=data.rows,
+      seed=config.seed,
+    )
+    self.row, self.stats = packer.row, packer.stats
+
+  def example(self, index: int) -> Example:
+    """Tokens and labels of record `index`; two fair draws choose the scale and the wording."""
+    record, bits = self._record(index), draw(self._seed, index)
+    if "conversations_short" in record and bits & 1:
+      record = {**record, "conversations": record["conversations_short"]}
+    place = bisect.bisect(self._edges, (bits >> 11) / 2**53)
+    scale = self._scales[min(place, len(self._scales) - 1)]
+    return tokens.chat_tokens(self._tok, self._vocab, record, scale, self._data.label_style)
+
+
+FORMATS = {"images": Images, "pairs": Pairs, "codes": Codes, "packed": Packed}
+
+
+def _tokenizer(data: DataConfig, config):
+  if not data.tokenizer:
+    raise ValueError(f"config.data.tokenizer is needed for format {data.format!r}")
+  tok = tokens.load_tokenizer(sources.resolve(config.workdir, data.tokenizer))
+  return tok, tokens.make_vocab(tok)
