@@ -108,11 +108,13 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: an unknown task, a missing key, or a key that nothing reads.
   """
-  if config.get("task") not in TASK_KEYS:
-    raise UserError(f"config.task={config.get('task')!r} is none of {sorted(TASK_KEYS)}")
+  tree: dict[str, Any] = config.to_dict()
+  task = tree.get("task")
+  if task not in TASK_KEYS:
+    raise UserError(f"config.task={task!r} is none of {sorted(TASK_KEYS)}")
   groups = (
-    ("", config, REQUIRED, REQUIRED | set(OPTIONAL) | TASK_KEYS[config.task]),
-    ("optim.", config.get("optim", {}), OPTIM, OPTIM),
+    ("", tree, REQUIRED, REQUIRED | set(OPTIONAL) | TASK_KEYS[task]),
+    ("optim.", tree.get("optim", {}), OPTIM, OPTIM),
   )
   for prefix, group, required, known in groups:
     for key in sorted(set(group) - known):
@@ -121,8 +123,10 @@ def check(config: ConfigDict) -> None:
     for key in sorted(required - set(group)):
       raise UserError(f"config.{prefix}{key} is missing")
   for key in ("steps", "batch", "log_every", "save_every", "keep"):
-    if int(config[key]) < 1:
-      raise UserError(f"config.{key}={config[key]} must be at least 1")
+    if tree[key] < 1:
+      raise UserError(f"config.{key}={tree[key]} must be at least 1")
+  if not 0 <= tree["seed"] < 2**32:
+    raise UserError(f"config.seed={tree['seed']} must be between 0 and 2**32 - 1")
   with config.unlocked():
     config.update(OPTIONAL | {key: config[key] for key in OPTIONAL if key in config})
 

@@ -36,8 +36,10 @@ class Layout(NamedTuple):
 
 def make_keys(seed: int, mesh) -> tuple[jax.Array, jax.Array]:
   """One key for the parameters and one for the steps, on every device."""
-  init, step = jax.random.split(jax.random.key(seed))
-  return jax.device_put((init, step), replicated(mesh))
+  make = jax.jit(
+    lambda s: tuple(jax.random.split(jax.random.key(s))), out_shardings=replicated(mesh)
+  )
+  return make(np.uint32(seed))
 
 
 def make_layout(task, optimizer, mesh) -> Layout:

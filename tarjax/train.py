@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -62,7 +63,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
 
   with config.unlocked():
     config.workdir = str(workdir)
-  if not jax.config.jax_compilation_cache_dir:  # restarts skip the compiler
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # restarts skip the compiler
     jax.config.update("jax_compilation_cache_dir", str(workdir.parent / ".jax_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   say = (progress := metrics.Progress(workdir.name, config.steps)).say
