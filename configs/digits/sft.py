@@ -1,0 +1,18 @@
+"""Supervised finetuning of the Tar MLLM on the same kinds of tasks, without replacing its tables.
+
+  python -m tarjax.train --config=configs/digits/sft.py --workdir=runs/digits/sft
+
+Starts from ../mllm. 2 CPU cores.
+"""
+
+from configs.digits import mllm
+
+
+def get_config(variant="full"):
+  config = mllm.get_config(variant)
+  del config.widen
+  config.init = {"": "../mllm"}
+  if variant != "smoke":
+    config.update(steps=200)
+  config.optim.lr = 1e-3
+  return config

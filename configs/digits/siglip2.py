@@ -1,0 +1,21 @@
+"""SigLIP2 from scratch on composed digits and their captions.
+
+  python -m tarjax.train --config=configs/digits/siglip2.py --workdir=runs/digits/siglip2
+
+With a published SigLIP2 imported, this stage is skipped. 2 CPU cores.
+"""
+
+from configs.digits import base
+
+
+def get_config(variant="full"):
+  config = base.get_config("siglip2", steps=300, batch=64, lr=2e-3, warmup=30)
+  config.model = dict(vision=base.VISION, text=base.TEXT)
+  config.data = dict(
+    sources=[dict(name="digits", task="caption", weight=1.0)],
+    format="pairs",
+    size=base.IMAGE,
+    tokenizer="../tokenizer",
+    text_length=base.TEXT["length"],
+  )
+  return base.variant(config, variant)

@@ -1,0 +1,144 @@
+"""Pre-tokenises pictures: records with images in, ArrayRecord shards of codes out.
+
+  python -m tarjax.encode --config=configs/digits/encode.py --workdir=runs/digits/encoded
+
+Every image becomes its visual words at scales 1, 2 and 3 from one encoder pass and, if a VQVAE is
+named, the codes that AR-DTok predicts. One folder per entry of `config.sets`; a shard appears only
+when whole, so an interrupted run goes on where it stopped. Each folder is stamped with the hash of
+the tokenizers' parameters.
+"""
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarjax import checkpoint
+from tarjax.config import UserError, parse_encode
+from tarjax.convert.rules import flatten
+from tarjax.data import sources
+from tarjax.models.ta_tok import TaTok, TaTokConfig
+from tarjax.models.vqvae import VqVae, VqVaeConfig
+from tarjax.tasks import ta_tok
+from tarjax.tasks.inputs import SCALES, pixels
+
+
+class Encoder:
+  """Images -> codes with the networks of two finished runs.
+
+  Args:
+    ta_tok_run: the TA-Tok run's directory.
+    vqvae_run: the VQVAE run's directory, or None.
+    batch: images per call of the compiled program.
+  """
+
+  def __init__(self, ta_tok_run: Path, vqvae_run: Path | None, batch: int):
+    config = checkpoint.read_config(ta_tok_run)
+    params = ta_tok.merge(
+      checkpoint.load(str(ta_tok_run)), checkpoint.load(str(ta_tok_run), frozen=True)
+    )
+    net = TaTok(TaTokConfig(**config.model))
+    book = jax.jit(lambda p: net.apply({"params": p}, method="codebook"))(params)
+    trees, vq = {"ta_tok": params, "book": book}, None
+    if vqvae_run is not None:
+      vq = VqVae(VqVaeConfig(**checkpoint.read_config(vqvae_run).model))
+      trees["vqvae"] = checkpoint.load(str(vqvae_run))
+    self.batch, self.trees = batch, jax.device_put(trees)
+    self.hash = {k: tree_hash(trees[k]) for k in trees if k != "book"}
+
+    def encode(trees, images):
+      images = pixels(images)
+      out = net.apply({"params": trees["ta_tok"]}, images, trees["book"], method="encode_all")
+      codes = {f"codes{s}": out[s] for s in SCALES}
+      if vq is not None:
+        z = vq.apply({"params": trees["vqvae"]}, images, method="encode")
+        found = vq.apply({"params": trees["vqvae"]}, z, method="quantize")
+        codes["vq"] = found["indices"]
+      return codes
+
+    self._encode = jax.jit(encode)
+
+  def __call__(self, images: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """uint8[y x 3] each, of one size -> {"codes1".."codes3", "vq"}: int32[n ...]."""
+    parts = []
+    for start in range(0, len(images), self.batch):
+      chunk = np.stack(images[start : start + self.batch])
+      fill = np.zeros((self.batch - len(chunk), *chunk.shape[1:]), np.uint8)
+      out = self._encode(self.trees, jnp.asarray(np.concatenate([chunk, fill])))
+      parts.append({k: np.asarray(v)[: len(chunk)] for k, v in out.items()})
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
+def tree_hash(tree) -> str:
+  """sha256 over names, shapes, dtypes and bytes of a tree of arrays."""
+  digest = hashlib.sha256()
+  for name, array in sorted(flatten(tree).items()):
+    array = np.asarray(array)
+    digest.update(f"{name} {array.shape} {array.dtype}".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()
+
+
+def tokenised(encoder: Encoder, source, start: int, stop: int) -> Iterator[dict]:
+  """Records start..stop-1 of a source with codes in the place of images."""
+  records = [dict(source[i]) for i in range(start, stop)]
+  codes = encoder([image for r in records for image in r["images"]])
+  at = 0
+  for record in records:
+    count = len(record.pop("images"))
+    rows = range(at, at + count)
+    record["codes"] = [{s: codes[f"codes{s}"][i] for s in SCALES} for i in rows]
+    if "vq" in codes:
+      record["vq"] = [codes["vq"][i] for i in rows]
+    at += count
+    yield record
+
+
+def encode_set(encoder: Encoder, name: str, spec, config, folder: Path) -> None:
+  """Writes one folder of shards, skipping those that are there already."""
+  count, per_shard = int(spec["count"]), int(config.shard)
+  stamp = {"tokenizers": encoder.hash, "spec": dict(spec), "seed": config.seed}
+  if (folder / sources.META).is_file():
+    found = sources.read_meta(folder)
+    if all(found.get(k) == v for k, v in stamp.items()):
+      print(f"{name}: {count} records are there")
+      return
+    raise UserError(f"{folder} was made by other tokenizers or settings: remove it first")
+  arguments = {k: v for k, v in spec.items() if k != "count"}
+  source = sources.make_source(
+    arguments, workdir=str(folder.parent), split="train", seed=config.seed
+  )
+  started = time.time()
+  for shard, start in enumerate(range(0, count, per_shard)):
+    path, stop = folder / sources.SHARD.format(shard), min(start + per_shard, count)
+    if not path.is_file():
+      sources.write_shard(path, tokenised(encoder, source, start, stop))
+    rate = stop / (time.time() - started)
+    print(f"{name}: {stop}/{count} records, {rate:.0f}/s, ETA {(count - stop) / rate:.0f} s")
+  sources.finish_records(folder, stamp)
+
+
+def main(argv: list[str]) -> int:
+  try:
+    config, workdir = parse_encode(argv)
+    run = {
+      k: Path(workdir, config[k]).resolve() if config[k] else None for k in ("ta_tok", "vqvae")
+    }
+    if run["ta_tok"] is None:
+      raise UserError("config.ta_tok names no run")
+    encoder = Encoder(run["ta_tok"], run["vqvae"], config.batch)
+    for name, spec in config.sets.items():
+      encode_set(encoder, name, spec.to_dict(), config, workdir / name)
+  except (UserError, ValueError) as e:
+    print(f"error: {e}", file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

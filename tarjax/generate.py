@@ -1,0 +1,80 @@
+"""Draws pictures from a prompt, and from pictures when the prompt refers to some.
+
+python -m tarjax.generate --model runs/digits --prompt "a red three left of a blue seven" --out out.png
+python -m tarjax.generate --model runs/digits --prompt "<image> left of a blue seven" --image in.png --out out.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tarjax.config import UserError
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(prog="tarjax.generate", description=__doc__.splitlines()[0])
+  parser.add_argument("--model", required=True, help="folder with bundle.json")
+  parser.add_argument("--prompt", required=True)
+  parser.add_argument("--image", action="append", default=[], help="once per <image> of the prompt")
+  parser.add_argument("--scale", type=int, help="1, 2 or 3: many, fewer, fewest visual words")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--num", type=int, default=1, help="pictures, side by side in the file")
+  parser.add_argument("--temperature", type=float)
+  parser.add_argument("--top_k", type=int)
+  parser.add_argument("--top_p", type=float)
+  parser.add_argument("--unconstrained", action="store_true", help="let the model choose any word")
+  parser.add_argument("--out", required=True, help="picture file to write")
+  return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Checks what is cheap to check before anything is loaded."""
+  if not args.prompt.strip():
+    raise UserError("the prompt is empty")
+  if args.scale not in (None, 1, 2, 3):
+    raise UserError(f"scale must be 1, 2 or 3, not {args.scale}")
+  if args.num < 1:
+    raise UserError(f"--num must be at least 1, not {args.num}")
+  if args.seed < 0:
+    raise UserError(f"--seed must not be negative, got {args.seed}")
+  out = Path(args.out)
+  if not out.parent.is_dir():
+    raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+  from PIL import Image
+
+  from tarjax.data.transforms import to_rgb
+
+  if out.suffix.lower() not in Image.registered_extensions():
+    raise UserError(f"cannot write {out}: {out.suffix or 'no ending'!r} is no picture format")
+  images = [to_rgb(path) for path in args.image]
+  from tarjax.pipeline import TarPipeline
+
+  pipe = TarPipeline.load(args.model)
+  drawn = pipe.generate(
+    [args.prompt] * args.num,
+    [images] * args.num,
+    scale=args.scale,
+    seeds=[args.seed + i for i in range(args.num)],
+    constrained=not args.unconstrained,
+    temperature=args.temperature,
+    top_k=args.top_k,
+    top_p=args.top_p,
+  )
+  import numpy as np
+
+  sheet = np.concatenate([d.image for d in drawn], 1)  # [y x*num 3]
+  Image.fromarray(sheet).save(out)
+  print(f"{out}: {args.num} x {drawn[0].image.shape[1]}x{drawn[0].image.shape[0]} px")
+
+
+def main(argv: list[str]) -> int:
+  try:
+    run(arguments(argv))
+  except (UserError, ValueError, OSError) as e:
+    print(f"error: {e}", file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

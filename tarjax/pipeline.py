@@ -1,0 +1,328 @@
+"""TarPipeline: a bundle of checkpoints that reads and draws. Every verb that uses a model uses this.
+
+A bundle is a folder with bundle.json, which names the component runs and the tokenizer (relative
+to the folder), the preprocessing and the default sampling:
+
+  {"components": {"tokenizer": "tokenizer_tar", "mllm": "sft", "ta_tok": "ta_tok",
+                  "ar_dtok": "ar_dtok", "vqvae": "vqvae"},
+   "preprocessing": {"resize": "squash"},
+   "sampling": {"scale": 1, "text": {...}, "image": {...}, "pixels": {...}}}
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarjax import checkpoint, sampling
+from tarjax.config import UserError
+from tarjax.data import tokens, transforms
+from tarjax.models import tar
+from tarjax.models.ar_dtok import ArDtok, ArDtokConfig
+from tarjax.models.qwen2 import Qwen2, Qwen2Config
+from tarjax.models.siglip2 import VisionTower
+from tarjax.models.ta_tok import TaTok, TaTokConfig, pool
+from tarjax.models.vqvae import VqVae, VqVaeConfig, to_uint8
+from tarjax.tasks import ta_tok
+from tarjax.tasks.inputs import SCALES, pixels
+
+COMPONENTS = ("tokenizer", "mllm", "ta_tok", "ar_dtok", "vqvae")
+PROMPT_BUCKET = 32  # prompts are padded to a multiple, so that few programs are compiled
+
+
+class Drawn(NamedTuple):
+  image: np.ndarray  # uint8[y x 3]
+  codes: np.ndarray  # int32[n] visual words
+
+
+class TarPipeline:
+  """Load it with `TarPipeline.load(folder)`; batches of any size are cut to `batch`."""
+
+  def __init__(self, folder: Path, bundle: dict, batch: int = 64):
+    self.folder, self.bundle, self.batch = folder, bundle, batch
+    parts = bundle["components"]
+    self.tok = tokens.load_tokenizer(folder / parts["tokenizer"])
+    self.vocab = tokens.make_vocab(self.tok)
+    config = {name: checkpoint.read_config(folder / parts[name]) for name in COMPONENTS[1:]}
+    self.mllm = Qwen2(Qwen2Config(**config["mllm"].model))
+    self.ta_tok = TaTok(TaTokConfig(**config["ta_tok"].model))
+    self.ar_dtok = ArDtok(ArDtokConfig(**config["ar_dtok"].model))
+    self.vqvae = VqVae(VqVaeConfig(**config["vqvae"].model))
+    self._check(config)
+    trees: dict[str, Any] = {n: checkpoint.load(str(folder / parts[n])) for n in COMPONENTS[1:]}
+    self.frozen = checkpoint.load(str(folder / parts["ta_tok"]), frozen=True)
+    trees["ta_tok"] = ta_tok.merge(trees["ta_tok"], self.frozen)
+    self.params = jax.device_put(trees)
+    book = jax.jit(lambda p: self.ta_tok.apply({"params": p}, method="codebook"))
+    self.codebook = book(self.params["ta_tok"])
+    self.codes = self.ta_tok.cfg.codes
+
+  @classmethod
+  def load(cls, folder: str | Path, batch: int = 64) -> "TarPipeline":
+    """Reads bundle.json and all that it names.
+
+    Raises:
+      UserError: no bundle, a missing component, or components that do not fit each other.
+    """
+    folder = Path(folder)
+    path = folder / "bundle.json"
+    if not path.is_file():
+      raise UserError(f"{folder} is not a model: it has no bundle.json")
+    try:
+      bundle = json.loads(path.read_text())
+      parts = bundle["components"]
+    except (ValueError, KeyError, TypeError) as e:
+      raise UserError(f"{path} is damaged: {e}") from e
+    for name in COMPONENTS:
+      if name not in parts:
+        raise UserError(f"{path} names no component {name!r}")
+      if not (folder / parts[name]).is_dir():
+        raise UserError(f"component {name!r} of {path} is missing: no folder {parts[name]!r}")
+    return cls(folder, bundle, batch)
+
+  def _check(self, config) -> None:
+    """Sizes of the components against each other."""
+    encoder, ar = self.ta_tok.cfg.encoder, self.ar_dtok.config
+    used = self.vocab.image0 + self.vocab.codes
+    pairs = (
+      ("the tokenizer's visual words", self.vocab.codes, "TA-Tok's codes", self.ta_tok.cfg.codes),
+      ("AR-DTok's cond_width", ar.cond_width, "TA-Tok's features", encoder.width),
+      ("AR-DTok's vocabulary", ar.vocab, "the VQVAE's codes", self.vqvae.config.codes),
+      ("the tokenizer's length", used, "the MLLM's words", self._words(config["mllm"].words)),
+    )
+    for one, a, other, b in pairs:
+      if a != b:
+        raise UserError(f"components do not fit: {one} are {a}, {other} {b}")
+
+  def _words(self, words) -> int:
+    return words.text_rows + tar.MARKS + words.codes
+
+  # Pictures in
+
+  def prepare(self, image: np.ndarray) -> np.ndarray:
+    """uint8[y x 3] of any size -> uint8 at the encoder's size."""
+    return transforms.squash(image, self.ta_tok.cfg.encoder.image)
+
+  def encode(self, images: Sequence[np.ndarray], scale: int = 1) -> np.ndarray:
+    """Pictures uint8[y x 3] -> visual words int32[b n]."""
+    check_scale(scale)
+
+    def run(params, book, x):
+      return self.ta_tok.apply({"params": params}, pixels(x), scale, book, method="encode")
+
+    small = np.stack([self.prepare(i) for i in images])
+    return self._map(("encode", scale), run, (self.params["ta_tok"], self.codebook), small)
+
+  def features(self, images: Sequence[np.ndarray], scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reconstructed and teacher features, float32[b n d] each, for the reconstruction cosine."""
+    cfg = self.ta_tok.cfg
+    teacher = VisionTower(cfg.encoder, blocks=cfg.blocks, post_norm=False, head=False)
+
+    def run(params, frozen, x):
+      x = pixels(x)
+      rec = self.ta_tok.apply({"params": params}, x, scale=scale)["rec"]
+      target = pool(teacher.apply({"params": frozen}, x)[0], scale)
+      return jnp.stack([rec, target], 1)
+
+    small = np.stack([self.prepare(i) for i in images])
+    both = self._map(
+      ("features", scale), run, (self.params["ta_tok"], self.frozen["teacher"]), small
+    )
+    return both[:, 0], both[:, 1]
+
+  # Pictures out
+
+  def draw(self, codes: np.ndarray, seeds: Sequence[int], **settings) -> np.ndarray:
+    """Visual words int32[b n] -> pictures uint8[b y x 3], through AR-DTok and the VQVAE."""
+    chosen = {**self.bundle["sampling"]["pixels"], **drop_none(settings)}
+
+    def condition(params, book, ids):
+      return self.ta_tok.apply({"params": params}, ids, book, method="decode_indices")
+
+    def pixels_of(params, ids):
+      out = self.vqvae.apply({"params": params}, ids, method="decode_indices")
+      return to_uint8(out)
+
+    pictures = []
+    for rows, real in batches(len(codes), self.batch):
+      cond = self._jit("condition", condition)(self.params["ta_tok"], self.codebook, codes[rows])
+      seed = jnp.asarray(np.asarray(seeds, np.uint32)[rows])
+      ids = sampling.generate_codes(self.ar_dtok, self.params["ar_dtok"], cond, seed, **chosen)
+      pictures.append(np.asarray(self._jit("pixels", pixels_of)(self.params["vqvae"], ids))[:real])
+    return np.concatenate(pictures)
+
+  def reconstruct(self, images: Sequence[np.ndarray], scale: int, seeds=None) -> np.ndarray:
+    """Picture -> visual words -> picture, uint8[b y x 3]."""
+    seeds = range(len(images)) if seeds is None else seeds
+    return self.draw(self.encode(images, scale), list(seeds))
+
+  def reconstruct_vqvae(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Picture -> VQVAE -> picture, uint8[b y x 3]: the ceiling of AR-DTok."""
+
+    def run(params, x):
+      return to_uint8(self.vqvae.apply({"params": params}, pixels(x))["rec"])
+
+    small = np.stack([self.prepare(i) for i in images])
+    return self._map("vqvae", run, (self.params["vqvae"],), small)
+
+  # The language model
+
+  def generate(
+    self,
+    prompts: Sequence[str],
+    images: Sequence[Sequence[np.ndarray]] | None = None,
+    *,
+    scale: int | None = None,
+    seeds: Sequence[int] | None = None,
+    constrained: bool = True,
+    **settings,
+  ) -> list[Drawn]:
+    """Prompts -> pictures.
+
+    Args:
+      prompts: one text per picture; `<image>` marks where its images go (in front if unmarked).
+      images: per prompt, the pictures uint8[y x 3] it refers to.
+      scale: 1, 2 or 3; None is the bundle's default.
+      seeds: one per picture; the same seed gives the same picture in any batch.
+      constrained: exactly as many visual words as the scale has; otherwise the model is free, and
+        what it leaves out is filled with code 0, as in the reference.
+      settings: temperature, top_k, top_p of the visual words.
+
+    Raises:
+      UserError: an empty prompt, a scale that is not 1, 2 or 3, placeholders without images.
+    """
+    scale = int(self.bundle["sampling"]["scale"]) if scale is None else scale
+    check_scale(scale)
+    seeds = list(range(len(prompts))) if seeds is None else list(seeds)
+    count = self.ta_tok.cfg.tokens(scale)
+    chosen = {**self.bundle["sampling"]["image"], **drop_none(settings)}
+    asked = [self._drawing_prompt(p, i, scale) for p, i in self._with_images(prompts, images)]
+    first = self.vocab.image0
+    if constrained:
+      chosen["allowed"] = (first, first + self.codes - 1)
+      ids = self._speak(asked, seeds, count, stops=(), **chosen)
+    else:
+      ids = self._speak(asked, seeds, count, stops=self.vocab.stops, **chosen)
+    codes = np.stack([only_codes(row, first, self.codes, count) for row in ids])
+    return [Drawn(*pair) for pair in zip(self.draw(codes, seeds), codes, strict=True)]
+
+  def describe(
+    self,
+    images: Sequence[np.ndarray],
+    questions: Sequence[str],
+    *,
+    scale: int | None = None,
+    seeds: Sequence[int] | None = None,
+    max_new: int = 64,
+    **settings,
+  ) -> list[str]:
+    """Answers to one question per picture; greedy unless `temperature` is given."""
+    scale = int(self.bundle["sampling"]["scale"]) if scale is None else scale
+    codes = self.encode(images, scale)
+    asked = []
+    for question, row in zip(questions, codes, strict=True):
+      if not question.strip():
+        raise UserError("the question is empty")
+      asked.append(tokens.i2t_prompt(self.tok, self.vocab, question, row))
+    seeds = list(range(len(asked))) if seeds is None else list(seeds)
+    chosen = {**self.bundle["sampling"]["text"], **drop_none(settings)}
+    text = (0, self.vocab.im_start - 1)
+    ids = self._speak(asked, seeds, max_new, self.vocab.stops, allowed=text, **chosen)
+    stops = set(self.vocab.stops)
+    return [self.tok.decode(until(row, stops)).strip() for row in ids]
+
+  def _with_images(self, prompts, images):
+    for k, prompt in enumerate(prompts):
+      given = list(images[k]) if images is not None else []
+      if not prompt.strip():
+        raise UserError("the prompt is empty")
+      marks = prompt.count(tokens.PLACEHOLDER)
+      if given and not marks:
+        prompt = tokens.PLACEHOLDER * len(given) + " " + prompt
+      elif marks != len(given):
+        raise UserError(f"the prompt has {marks} {tokens.PLACEHOLDER} and {len(given)} images")
+      yield prompt, given
+
+  def _drawing_prompt(self, prompt: str, images, scale: int) -> np.ndarray:
+    if not images:
+      return tokens.t2i_prompt(self.tok, self.vocab, prompt, scale)
+    turn = {"from": "human", "value": prompt}
+    codes = list(self.encode(images, scale))
+    return tokens.chat_prompt(self.tok, self.vocab, [turn], codes, draw=True, scale=scale)
+
+  def _speak(self, prompts, seeds, max_new: int, stops, **settings) -> np.ndarray:
+    """Prompts int32[l] each -> new ids int32[b max_new]; lengths are bucketed, left-padded."""
+    longest = max(len(p) for p in prompts)
+    length = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
+    ids = np.full((len(prompts), length), self.vocab.pad, np.int32)
+    mask = np.zeros((len(prompts), length), bool)
+    for row, prompt in enumerate(prompts):
+      ids[row, length - len(prompt) :] = prompt
+      mask[row, length - len(prompt) :] = True
+    out = []
+    for rows, real in batches(len(prompts), self.batch):
+      new = sampling.generate_tokens(
+        self.mllm,
+        self.params["mllm"],
+        jnp.asarray(ids[rows]),
+        jnp.asarray(mask[rows]),
+        jnp.asarray(np.asarray(seeds, np.uint32)[rows]),
+        max_new=max_new,
+        stop_ids=stops,
+        vocab_limit=self.vocab.image0 + self.codes,
+        pad_id=self.vocab.pad,
+        **settings,
+      )
+      out.append(np.asarray(new)[:real])
+    return np.concatenate(out)
+
+  # Compiled once per shape
+
+  def _jit(self, key, function):
+    self._compiled = getattr(self, "_compiled", {})
+    if key not in self._compiled:
+      self._compiled[key] = jax.jit(function)
+    return self._compiled[key]
+
+  def _map(self, key, function, trees, array: np.ndarray) -> np.ndarray:
+    out = []
+    for rows, real in batches(len(array), self.batch):
+      out.append(np.asarray(self._jit(key, function)(*trees, jnp.asarray(array[rows])))[:real])
+    return np.concatenate(out)
+
+
+def batches(count: int, size: int):
+  """Row indices in batches; the last is padded to a power of two by repeating row 0.
+
+  Yields (int[rows], how many of them are real).
+  """
+  for start in range(0, count, size):
+    real = min(size, count - start)
+    rows = np.zeros(min(size, 1 << (real - 1).bit_length()), int)
+    rows[:real] = np.arange(start, start + real)
+    yield rows, real
+
+
+def only_codes(ids: np.ndarray, first: int, codes: int, count: int) -> np.ndarray:
+  """The first `count` visual words among ids int32[l], filled up with code 0: int32[count]."""
+  found = ids[(ids >= first) & (ids < first + codes)][:count] - first
+  return np.pad(found, (0, count - len(found))).astype(np.int32)
+
+
+def until(ids: np.ndarray, stops: set[int]) -> list[int]:
+  """Ids before the first stop."""
+  at = [i for i, t in enumerate(ids) if int(t) in stops]
+  return [int(t) for t in ids[: at[0] if at else None]]
+
+
+def check_scale(scale: int) -> None:
+  if scale not in SCALES:
+    raise UserError(f"scale must be 1, 2 or 3, not {scale}")
+
+
+def drop_none(settings: dict) -> dict:
+  return {k: v for k, v in settings.items() if v is not None}

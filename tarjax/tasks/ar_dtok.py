@@ -1,0 +1,67 @@
+"""AR-DTok: a LLaMA that draws VQ-16 codes from TA-Tok's reconstructed features (paper Sec. 3.2, Eq. 4).
+
+Codes of both tokenizers are read from pre-tokenised records; the frozen TA-Tok decoder turns the visual words of this
+step's scale into features inside the step.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tarjax import losses
+from tarjax.models.ar_dtok import ArDtok, ArDtokConfig
+from tarjax.models.ta_tok import TaTok, TaTokConfig
+from tarjax.tasks.inputs import draw_scale
+from tarjax.tasks.ta_tok import merge
+
+
+class Task:
+  """Batches are `codes`: codes1..3 int32[b n_s] (visual words), vq int32[b t]."""
+
+  def __init__(self, config):
+    self.config = config
+    self.net = ArDtokConfig(**config.model)
+    self.model = ArDtok(self.net)
+    self.ta_tok = TaTok(TaTokConfig(**config.ta_tok))
+
+  def init(self, rng):
+    cond = jnp.zeros((1, self.net.cond_length, self.net.cond_width))
+    return self.model.init(rng, cond, jnp.zeros((1, self.net.length), jnp.int32))["params"]
+
+  def init_frozen(self, rng):
+    side = self.ta_tok.cfg.encoder.image
+    whole = self.ta_tok.init(rng, jnp.zeros((1, side, side, 3)), scale=1)["params"]
+    return {"ta_tok": {k: v for k, v in whole.items() if k in DECODING}}
+
+  def start(self, params, frozen, load, workdir):
+    """Takes what decodes visual words from the trained TA-Tok."""
+    spec = self.config.ta_tok_from
+    whole = merge(load(spec), load(spec, frozen=True))
+    return params, {"ta_tok": {k: whole[k] for k in DECODING}}
+
+  def static(self, step):
+    return {"scale": draw_scale(self.config, step)}
+
+  def loss(self, params, frozen, batch, rng, *, train, scale):
+    """Mean cross-entropy of the VQ codes in raster order."""
+    cond = self.ta_tok.apply(
+      {"params": frozen["ta_tok"]}, batch[f"codes{scale}"], method="decode_indices"
+    )
+    logits = self.model.apply(
+      {"params": params},
+      jax.lax.stop_gradient(cond),
+      batch["vq"],
+      train=train,
+      rngs={"dropout": rng},
+    )
+    total, count = losses.masked_cross_entropy(logits, batch["vq"], jnp.ones(logits.shape[:2]))
+    right = (logits.argmax(-1) == batch["vq"]).mean()
+    return total / count, {"accuracy": right}
+
+
+DECODING = (
+  "quantizer",
+  "out_linear",
+  "decoder",
+  "decode_task1",
+  "decode_task2",
+)  # what decode_indices reads

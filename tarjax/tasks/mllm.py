@@ -1,0 +1,84 @@
+"""The language model: text only, Tar pretraining on visual and text tokens, SFT (paper Sec. 3.3).
+
+Next-token cross-entropy over packed rows: the sum of token losses over the sum of labelled tokens of the global batch.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from tarjax import losses
+from tarjax.models import tar
+from tarjax.models.layers import MASKED, causal_mask
+from tarjax.models.qwen2 import Qwen2, Qwen2Config
+
+
+class Task:
+  """Batches are `packed`: tokens, labels, segments, positions int32[b l].
+
+  `config.words` counts the rows in use: text_rows (length of the text tokenizer) and codes (visual
+  words, 0 for a text model). `config.widen` starts this run from a text model: llm and ta_tok
+  (checkpoint specs) and embed_init. Without it, a run starts from config.init or from scratch.
+  """
+
+  def __init__(self, config):
+    self.config = config
+    self.net = Qwen2Config(**config.model)
+    self.model = Qwen2(self.net)
+    words = config.words
+    self.first_image = words.text_rows  # <im_start>, and after it all that is not text
+    self.used = words.text_rows + (tar.MARKS + words.codes if words.codes else 0)
+    if self.used > self.net.vocab:
+      raise ValueError(f"model.vocab={self.net.vocab} rows do not hold {self.used} words")
+
+  def init(self, rng):
+    return self.model.init(rng, jnp.zeros((1, 8), jnp.int32))["params"]
+
+  def init_frozen(self, rng):
+    return {}
+
+  def start(self, params, frozen, load, workdir):
+    """Fills the tables of a text model up with visual words (paper Eq. 2: {E, C} = {E, E W})."""
+    widen, words = self.config.get("widen"), self.config.words
+    if not widen:
+      return params, frozen
+    codebook = None
+    if widen.embed_init == "codebook":
+      proj = load(f"{widen.ta_tok}:quantizer/proj")
+      rows = np.asarray(load(widen.ta_tok, frozen=True)["embedding"], np.float32)
+      codebook = rows @ np.asarray(proj["kernel"]) + np.asarray(proj["bias"])
+    params = tar.widen(
+      load(widen.llm),
+      widen.embed_init,
+      text_rows=words.text_rows,
+      rows=self.net.vocab,
+      codebook=codebook,
+      codes=words.codes,
+      seed=self.config.seed,
+    )
+    print(
+      f"widened: {words.text_rows} text rows from {widen.llm}, {tar.MARKS} marks from their mean, "
+      f"{words.codes} visual words by embed_init={widen.embed_init}"
+    )
+    return params, frozen
+
+  def static(self, step):
+    return {}
+
+  def loss(self, params, frozen, batch, rng, *, train):
+    """Cross-entropy over labelled tokens; text and visual words are also logged apart."""
+    model = {"params": params}
+    mask = causal_mask(batch["segments"])
+    hidden, _ = self.model.apply(model, batch["tokens"], positions=batch["positions"], mask=mask)
+    labels = batch["labels"][:, 1:]  # [b l-1]
+
+    def head(x):  # padding rows of the table are no words
+      logits = self.model.apply(model, x, method="logits")
+      return jnp.where(jnp.arange(self.net.vocab) < self.used, logits, MASKED)
+
+    image = labels >= self.first_image
+    total, count, parts = losses.chunked_cross_entropy(
+      head, hidden[:, :-1], labels, self.config.loss_chunk, {"text": ~image, "image": image}
+    )
+    metrics = {f"loss_{k}": s / jnp.maximum(n, 1) for k, (s, n) in parts.items()}
+    metrics["filled"] = (batch["segments"] > 0).mean()
+    return total / jnp.maximum(count, 1), metrics
