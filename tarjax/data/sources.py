@@ -218,12 +218,11 @@ def _count(file: str | Path) -> int:
   if not os.path.isfile(file):
     raise ValueError(f"{file} is missing")
   reader = ArrayRecordReader(str(file), "readahead_buffer_size:0")
-  try:
-    if not reader.ok():
-      raise ValueError(f"{file} is not a whole ArrayRecord file")
-    return reader.num_records()
-  finally:
-    reader.close()
+  if not reader.ok():  # closing it would raise once more
+    raise ValueError(f"{file} is not a whole ArrayRecord file")
+  count = reader.num_records()
+  reader.close()
+  return count
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -234,8 +233,10 @@ def _png(image: np.ndarray) -> bytes:
 
 def _uint16(codes) -> bytes:
   codes = np.asarray(codes)
-  if codes.ndim != 1 or codes.dtype.kind not in "iu" or (codes.size and codes.max() > 65535):
-    raise ValueError(f"codes must be integers [n] below 65,536, not {codes.dtype}{codes.shape}")
+  if codes.ndim != 1 or codes.dtype.kind not in "iu":
+    raise ValueError(f"codes must be integers [n], not {codes.dtype}{list(codes.shape)}")
+  if codes.size and not 0 <= codes.min() <= codes.max() < 65536:
+    raise ValueError(f"codes must be integers in 0..65535, not {codes.min()}..{codes.max()}")
   return codes.astype("<u2").tobytes()
 
 
