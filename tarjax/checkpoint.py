@@ -134,7 +134,9 @@ def _read(path: Path, sub: str, spec: str) -> Tree:
         there = sorted(tree) if isinstance(tree, dict) else "a single array"
         raise UserError(f"checkpoint {spec!r} has no {part!r}: there is {there}")
       tree = tree[part]
-    wanted = unflatten({f"{sub}/{k}".strip("/"): v for k, v in flatten(tree).items()})
+    wanted = tree
+    for part in reversed(sub.split("/") if sub else []):
+      wanted = {part: wanted}
     numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=numpy, partial_restore=True)
     tree = checkpointer.restore(path, args=args)
@@ -196,7 +198,8 @@ def fill(tree: Tree, specs: dict[str, str], dont_load, read, prefix: str = "") -
       elif name not in here:
         problems.append(f"{full} {new[name].shape}: left over in {spec}")
       else:
-        array = new[name][: layers(full, dont_load)]
+        array, n = new[name], layers(full, dont_load)
+        array = array if n is None else array[:n]
         if array.shape != flat[name].shape:
           problems.append(f"{full}: {array.shape} in {spec}, {flat[name].shape} in the model")
         flat[name] = np.asarray(array, flat[name].dtype)

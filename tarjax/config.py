@@ -48,8 +48,10 @@ def told():
     raise UserError(str(e)) from e
 
 
-def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
+def parse(argv: list[str], keys: set[str] | None = None) -> tuple[ConfigDict, Path]:
   """["--config=FILE[:variant]", "--workdir=DIR", "--config.key=value", ...] -> config, workdir.
+
+  Without `keys` it is a training run's config; with them, one of exactly these top-level keys.
 
   Raises:
     UserError: a missing or broken file, an unknown key (with the nearest real one), a bad value.
@@ -62,7 +64,10 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
         key = nearest(found[1], [n.replace("/", ".") for n in names])
         raise UserError(f"config has no key {found[1]!r}; the nearest one is {key!r}")
   config, workdir = _parse(argv)
-  check(config)
+  if keys is None:
+    check(config)
+  else:
+    check_keys("", config, keys, keys)
   return config, workdir
 
 
@@ -116,12 +121,8 @@ def check(config: ConfigDict) -> None:
     ("", tree, REQUIRED, REQUIRED | set(OPTIONAL) | TASK_KEYS[task]),
     ("optim.", tree.get("optim", {}), OPTIM, OPTIM),
   )
-  for prefix, group, required, known in groups:
-    for key in sorted(set(group) - known):
-      near = nearest(key, known)
-      raise UserError(f"nothing reads config.{prefix}{key}; the nearest key is {prefix}{near}")
-    for key in sorted(required - set(group)):
-      raise UserError(f"config.{prefix}{key} is missing")
+  for group in groups:
+    check_keys(*group)
   for key in ("steps", "batch", "log_every", "save_every", "keep"):
     if tree[key] < 1:
       raise UserError(f"config.{key}={tree[key]} must be at least 1")
@@ -129,6 +130,15 @@ def check(config: ConfigDict) -> None:
     raise UserError(f"config.seed={tree['seed']} must be between 0 and 2**32 - 1")
   with config.unlocked():
     config.update(OPTIONAL | {key: config[key] for key in OPTIONAL if key in config})
+
+
+def check_keys(prefix: str, group, required: set[str], known: set[str]) -> None:
+  """Raises UserError for a key of `group` that is not known, or a required one that is missing."""
+  for key in sorted(set(group) - known):
+    near = nearest(key, known)
+    raise UserError(f"nothing reads config.{prefix}{key}; the nearest key is {prefix}{near}")
+  for key in sorted(required - set(group)):
+    raise UserError(f"config.{prefix}{key} is missing")
 
 
 def flatten(tree: dict, prefix: str = "", inner: bool = False) -> dict[str, Any]:

@@ -19,13 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarjax import checkpoint
-from tarjax.config import UserError, parse_encode
+from tarjax.config import UserError, parse
 from tarjax.convert.rules import flatten
 from tarjax.data import sources
 from tarjax.models.ta_tok import TaTok, TaTokConfig
 from tarjax.models.vqvae import VqVae, VqVaeConfig
 from tarjax.tasks import ta_tok
 from tarjax.tasks.inputs import SCALES, pixels
+
+KEYS = {"ta_tok", "vqvae", "seed", "batch", "shard", "sets"}
 
 
 class Encoder:
@@ -125,7 +127,7 @@ def encode_set(encoder: Encoder, name: str, spec, config, folder: Path) -> None:
 
 def main(argv: list[str]) -> int:
   try:
-    config, workdir = parse_encode(argv)
+    config, workdir = parse(argv, KEYS)
     run = {
       k: Path(workdir, config[k]).resolve() if config[k] else None for k in ("ta_tok", "vqvae")
     }

@@ -1,7 +1,9 @@
-"""Draws pictures from a prompt, and from pictures when the prompt refers to some.
+r"""Draws pictures from a prompt, and from pictures when the prompt refers to some.
 
-python -m tarjax.generate --model runs/digits --prompt "a red three left of a blue seven" --out out.png
-python -m tarjax.generate --model runs/digits --prompt "<image> left of a blue seven" --image in.png --out out.png
+python -m tarjax.generate --model runs/digits --out out.png \
+  --prompt "a red three left of a blue seven"
+python -m tarjax.generate --model runs/digits --out out.png \
+  --prompt "<image> left of a blue seven" --image in.png
 """
 
 import argparse

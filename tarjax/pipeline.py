@@ -1,4 +1,4 @@
-"""TarPipeline: a bundle of checkpoints that reads and draws. Every verb that uses a model uses this.
+"""TarPipeline: a bundle of checkpoints that reads and draws, behind every verb that uses a model.
 
 A bundle is a folder with bundle.json, which names the component runs and the tokenizer (relative
 to the folder), the preprocessing and the default sampling:

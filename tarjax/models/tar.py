@@ -1,7 +1,8 @@
-"""The Tar MLLM is Qwen2.5 with visual words in its vocabulary: how its tables start (paper Sec. 3.3, Eq. 2).
+"""The Tar MLLM is Qwen2.5 with visual words: how its tables start (paper Sec. 3.3, Eq. 2).
 
-Order of rows: the text tokenizer's, <im_start>, <im_end>, <S0>, <S1>, <S2>, <I0> .. <I{K-1}>, padding. Text rows beyond
-the tokenizer's length (Qwen2.5 pads its table) are dropped first, as the reference does.
+Order of rows: the text tokenizer's, <im_start>, <im_end>, <S0>, <S1>, <S2>, <I0> .. <I{K-1}>,
+padding. Text rows beyond the tokenizer's length (Qwen2.5 pads its table) are dropped first, as the
+reference does.
 """
 
 from collections.abc import Mapping
@@ -75,8 +76,8 @@ def widen(
 
   Args:
     llm: the text model's parameters.
-    how: "codebook" (C = E W + b), "selected_rows" (the language model's own rows that E was chosen from), "mean"
-      (the mean text row), or "random" (Table 3's baseline).
+    how: "codebook" (C = E W + b), "selected_rows" (the language model's own rows that E was chosen
+      from), "mean" (the mean text row), or "random" (the baseline of Table 3).
     text_rows: length of the text tokenizer.
     rows: length of the widened tables.
     codebook: float32[K d] for "codebook".

@@ -1,7 +1,7 @@
-"""AR-DTok: a LLaMA that draws VQ-16 codes from TA-Tok's reconstructed features (paper Sec. 3.2, Eq. 4).
+"""AR-DTok: a LLaMA that draws VQ-16 codes from TA-Tok's features (paper Sec. 3.2, Eq. 4).
 
-Codes of both tokenizers are read from pre-tokenised records; the frozen TA-Tok decoder turns the visual words of this
-step's scale into features inside the step.
+Codes of both tokenizers are read from pre-tokenised records; the frozen TA-Tok decoder turns the
+visual words of this step's scale into features inside the step.
 """
 
 import jax

@@ -15,7 +15,7 @@ def pixels(image: jax.Array) -> jax.Array:
 def draw_scale(config, step: int) -> int:
   """The pool scale of a global step: a pure function of (config.seed, step), equal on all hosts.
 
-  `config.scales`, e.g. {"1": 2.0, "2": 1.0}, weighs scales; the paper's mixture is 2:1:1 (Sec. 3.1).
+  `config.scales`, e.g. {"1": 2.0, "2": 1.0, "3": 1.0} (the paper's mixture), weighs the scales.
   """
   weights = np.asarray([float(config.scales.get(str(s), 0)) for s in SCALES])
   rng = np.random.default_rng([config.seed, step])

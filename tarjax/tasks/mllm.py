@@ -1,6 +1,7 @@
 """The language model: text only, Tar pretraining on visual and text tokens, SFT (paper Sec. 3.3).
 
-Next-token cross-entropy over packed rows: the sum of token losses over the sum of labelled tokens of the global batch.
+Next-token cross-entropy over packed rows: the sum of token losses over the number of labelled
+tokens of the global batch.
 """
 
 import jax.numpy as jnp

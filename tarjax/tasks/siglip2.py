@@ -1,4 +1,4 @@
-"""SigLIP2 from scratch: image and text towers under the sigmoid loss (arXiv 2303.15343, 2502.14786).
+"""SigLIP2 from scratch: two towers under the sigmoid loss (arXiv 2303.15343, 2502.14786).
 
 With a published encoder at hand this stage is skipped: TA-Tok starts from the imported one.
 """

@@ -1,7 +1,7 @@
-"""TA-Tok: text-aligned visual tokens, trained to rebuild a frozen SigLIP2's features (paper Sec. 3.1, Eq. 1-3).
+"""TA-Tok: text-aligned visual tokens that rebuild a frozen SigLIP2's features (paper Sec. 3.1).
 
-L = (1 - cos(rec, teacher)) + codebook term. Trained: encoder, bottleneck, W, decoder, task layers. Frozen: the LLM's
-embedding rows E and the teacher. One pool scale per step, 2:1:1 unless the config says otherwise.
+L = (1 - cos(rec, teacher)) + codebook term (Eq. 1-3). Trained: encoder, bottleneck, W, decoder,
+task layers. Frozen: the LLM's embedding rows E and the teacher. One pool scale per step.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""VQ-16, the image tokenizer under AR-DTok (LlamaGen 2406.06525): reconstruction and codebook losses."""
+"""VQ-16, the image tokenizer under AR-DTok (arXiv 2406.06525): reconstruction and VQ losses."""
 
 import jax.numpy as jnp
 
