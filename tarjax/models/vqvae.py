@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarjax.models.layers import Conv, GroupNorm, Linear, attend
+from tarjax.models.siglip2 import unit
+from tarjax.models.vq import nearest_code
 from tarjax.sharding import named, shard
 
 Array = jax.Array
@@ -226,18 +228,6 @@ class VqVae(nn.Module):
     return q | {"rec": self.decode(q["quant"])}
 
 
-def distances(z: Array, table: Array) -> Array:
-  """Squared distances in full float32: float32[n d], float32[e d] -> float32[n e]."""
-  dots = jnp.einsum("nd,ed->ne", z, table, precision=jax.lax.Precision.HIGHEST)
-  return jnp.square(z).sum(-1, keepdims=True) + jnp.square(table).sum(-1) - 2 * dots
-
-
-def nearest_code(z: Array, table: Array) -> tuple[Array, Array]:
-  """Exact search: float32[n d], float32[e d] -> int32[n], squared distance float32[n]."""
-  d = distances(z, table)
-  return d.argmin(-1).astype(jnp.int32), d.min(-1)
-
-
 def entropy_loss(z: Array, table: Array) -> Array:
   """Mean entropy of each vector's choice of codes minus entropy of the mean choice, float32[].
 
@@ -245,15 +235,12 @@ def entropy_loss(z: Array, table: Array) -> Array:
     z: float32[n d].
     table: float32[e d].
   """
-  logs = jax.nn.log_softmax(-distances(z, table) / ENTROPY_TEMPERATURE)  # [n e]
+  dots = jnp.einsum("nd,ed->ne", z, table, precision=jax.lax.Precision.HIGHEST)
+  distance = jnp.square(z).sum(-1, keepdims=True) + jnp.square(table).sum(-1) - 2 * dots
+  logs = jax.nn.log_softmax(-distance / ENTROPY_TEMPERATURE)  # [n e]
   chances = jnp.exp(logs)
   mean = chances.mean(0)
   return (mean * jnp.log(mean + 1e-5)).sum() - (chances * logs).sum(-1).mean()
-
-
-def unit(x: Array) -> Array:
-  """float32[... d] -> unit length along the last axis; zero stays zero."""
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
 def codebook_init(l2_normalized: bool):
