@@ -34,8 +34,8 @@ make_venv() {
     "$python" -m venv --clear .venv
   fi
   rm -f .venv/installed
-  echo "installing $list"
-  if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$list"; then
+  echo "installing $list"  # uncompiled: most of the files are never imported
+  if ! .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r "$list"; then
     echo "error: pip could not install $list (is the package index reachable?)" >&2
     return 2
   fi
