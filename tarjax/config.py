@@ -40,11 +40,11 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def told():
-  """Turns what the rooms say about a config or a mesh into a UserError."""
+def told(*more: type[Exception]):
+  """Turns what the rooms say about a config or a mesh (ValueError, OSError) into a UserError."""
   try:
     yield
-  except (ValueError, TypeError, FileNotFoundError) as e:
+  except (ValueError, OSError, *more) as e:
     raise UserError(str(e)) from e
 
 

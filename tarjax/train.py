@@ -76,7 +76,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
       raise UserError(f"config.batch={config.batch} does not divide over data x fsdp = {split}")
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     # --- state: shapes and shardings only ------------------------------------------------------
-    with told():
+    with told(TypeError):
       task = tasks.make_task(config)
     optimizer = optim.make_optimizer(config.optim, config.steps)
     schedule = optim.make_schedule(config.optim, config.steps)
@@ -158,7 +158,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   # --- end: the saver has finished ---------------------------------------------------------------
   timing = clock.read(step)
   if step < config.steps:
-    say(f"{workdir.name}: stopped by signal {stop[0]}, saved at step {step}")
+    say(f"{workdir.name}: stopped by signal {stop[0]} at step {step}; run it again to go on")
     return 128 + stop[0]
   write_json(workdir / "done.json", timing)
   say(f"{workdir.name}: done, {timing['seconds']:.0f} s, peak {timing['peak_gb']:.1f} GB")

@@ -25,8 +25,9 @@ def get_config(variant="small"):
   if variant != "small":
     raise ValueError(f"no variant {variant}")
   return ConfigDict(dict(
-    task="fake", seed=3, steps=12, batch=16, model=dict(width=8, depth=2, codes=32), init={},
-    frozen={}, dont_load=["frozen"],
+    task="fake", seed=3, steps=12, batch=16,
+    model=dict(width=8, depth=2, codes=32, scales=(1, 2)),
+    init={}, frozen={}, dont_load=["frozen"],
     optim=dict(name="adamw", lr=1e-2, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, warmup=2,
                schedule="cosine", final=0.1, clip=1.0),
     data=dict(format="noise", threads=1), mesh=dict(data=2, fsdp=2, model=2),
@@ -64,7 +65,8 @@ class Task:
     return params, frozen
 
   def static(self, step):
-    return {"scale": int(np.random.default_rng([self.config.seed, step]).choice([1, 2]))}
+    rng = np.random.default_rng([self.config.seed, step])
+    return {"scale": int(rng.choice(self.config.model.scales))}
 
   def loss(self, params, frozen, batch, rng, *, train, scale):
     x = batch["x"] * scale

@@ -1,0 +1,85 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from fake_stage import get_config
+
+from tarjax import optim, sharding
+from tarjax.config import UserError
+from tarjax.convert.rules import flatten
+
+
+def config(**changes):
+  return get_config({f"optim.{k}": v for k, v in changes.items()}).optim
+
+
+def test_only_kernels_decay():
+  params = {
+    "blocks": {"q": {"kernel": jnp.ones((3, 4, 4)), "bias": jnp.ones((3, 4))}},
+    "norm": {"scale": jnp.ones(4)},
+    "embed": {"embedding": jnp.ones((8, 4))},
+    "position": jnp.ones((9, 4)),
+  }
+  tx = optim.make_optimizer(config(warmup=0, lr=0.1, weight_decay=0.5, clip=0.0), 10)
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  for name, update in flatten(updates).items():
+    expected = -0.1 * 0.5 if name == "blocks/q/kernel" else 0.0
+    np.testing.assert_allclose(update, expected, atol=1e-7, err_msg=name)
+
+
+def test_cosine_schedule():
+  schedule = optim.make_schedule(config(lr=2.0, warmup=10, final=0.01), 110)
+  for step, value in ((0, 0.02), (5, 1.01), (10, 2.0), (60, 1.01), (110, 0.02), (500, 0.02)):
+    assert float(schedule(step)) == pytest.approx(value, abs=1e-6)
+  flat = optim.make_schedule(config(lr=2.0, warmup=0, final=0.0), 100)
+  assert float(flat(0)) == pytest.approx(2.0) and float(flat(100)) == pytest.approx(0, abs=1e-6)
+
+
+def test_constant_schedule():
+  schedule = optim.make_schedule(config(lr=2.0, warmup=10, schedule="constant"), 100)
+  for step, value in ((0, 0.0), (5, 1.0), (10, 2.0), (99, 2.0)):
+    assert float(schedule(step)) == pytest.approx(value, abs=1e-6)
+  assert float(optim.make_schedule(config(lr=2.0, warmup=0, schedule="constant"), 9)(0)) == 2.0
+
+
+def test_adamw_against_its_formula():
+  c = config(lr=0.1, warmup=0, schedule="constant", clip=1.0, weight_decay=0.3)
+  tx = optim.make_optimizer(c, 10)
+  params = {"kernel": jnp.asarray([[1.0, -2.0], [3.0, 0.5]])}
+  state, w = tx.init(params), np.asarray(params["kernel"], np.float64)
+  m = v = np.zeros_like(w)
+  for step in range(1, 4):
+    g = np.asarray([[3.0, 4.0], [0.0, 12.0]]) * step  # norm 13 * step, clipped to 1
+    updates, state = tx.update({"kernel": jnp.asarray(g, jnp.float32)}, state, params)
+    params = optax.apply_updates(params, updates)
+    g = g / (13 * step)
+    m, v = c.b1 * m + (1 - c.b1) * g, c.b2 * v + (1 - c.b2) * g * g
+    adam = m / (1 - c.b1**step) / (np.sqrt(v / (1 - c.b2**step)) + c.eps)
+    w = w - c.lr * (adam + c.weight_decay * w)
+  np.testing.assert_allclose(params["kernel"], w, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"name": "lion"}, "lion"),
+    ({"schedule": "linear"}, "linear"),
+    ({"warmup": 10}, "warmup=10 must be shorter than steps=10"),
+  ],
+)
+def test_bad_configs(changes, words):
+  with pytest.raises(UserError, match=words):
+    optim.make_optimizer(config(**changes), 10)
+
+
+def test_moments_are_split_like_their_parameters():
+  mesh = sharding.make_mesh({"fsdp": 4, "model": 2})
+  boxed = {"kernel": nn.LogicallyPartitioned(jnp.ones((8, 4)), ("embed", "mlp"))}
+  where = sharding.tree_shardings(boxed, mesh)
+  tx = optim.make_optimizer(config(), 10)
+  state, placed = optim.opt_shardings(tx, nn.meta.unbox(boxed), where, sharding.replicated(mesh))
+  for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
+    assert place == (where["kernel"] if leaf.shape == (8, 4) else sharding.replicated(mesh))
+  assert sum(leaf.shape == (8, 4) for leaf in jax.tree.leaves(state)) == 2
