@@ -19,7 +19,7 @@ MODULES = tuple(
   plistlib poplib pprint profile pyclbr pydoc queue random re reprlib sched secrets selectors shelve
   shlex shutil signal site smtplib socket socketserver sqlite3 ssl stat statistics string struct
   subprocess symtable sysconfig tarfile tempfile textwrap threading timeit tokenize trace traceback
-  tracemalloc types typing unittest unittest.mock urllib.parse urllib.request urllib.robotparser
+  tracemalloc types unittest unittest.mock urllib.parse urllib.request urllib.robotparser
   uuid warnings wave weakref webbrowser wsgiref.simple_server xml.dom.minidom xml.etree.ElementTree
   xmlrpc.client zipfile zipimport zoneinfo""".split()
 )
