@@ -44,7 +44,7 @@ def test_text_survives_a_round_trip(full):
   tok = tokenizers.Tokenizer.from_file(str(full / "tokenizer.json"))
   for text in TEXTS:
     assert tok.decode(tok.encode(text).ids, skip_special_tokens=False) == text
-  every = "".join(map(chr, range(0x21, 0x3000, 7)))
+  every = " ".join(map(chr, range(0x21, 0x3000, 7)))  # apart: the order of marks is another matter
   assert tok.decode(tok.encode(every).ids) == unicodedata.normalize("NFC", every)
 
 
