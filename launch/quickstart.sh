@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains all of Tar, small, on real handwriting, and writes report.html:
 #   bash launch/quickstart.sh [--out DIR] [--smoke] [--seed N]
-# Run it again after an interruption: finished stages are skipped, the others go on from their last save.
+# Run it again after an interruption: finished stages are skipped, the others go on from their last
+# save.
 set -euo pipefail
 
 usage="usage: bash launch/quickstart.sh [--out DIR] [--smoke] [--seed N]"
@@ -74,7 +75,9 @@ train siglip2
 train llm
 train ta_tok
 train vqvae
-verb encode --config="configs/digits/encode.py$variant" --workdir="$out/encoded" --config.seed="$seed"
+[[ -f $out/encoded/done.json ]] ||
+  verb encode --config="configs/digits/encode.py$variant" --workdir="$out/encoded" \
+    --config.seed="$seed"
 train ar_dtok
 train mllm
 train sft

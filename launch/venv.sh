@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the launchers, from the repository's root: `make_venv FILE` gives ./.venv with FILE's pins.
+# Sourced by the launchers, from the repository's root: `make_venv FILE` gives ./.venv with its pins.
 
 # Prints the first Python that is new enough and can make a virtual environment.
 find_python() {
@@ -27,7 +27,7 @@ make_venv() {
   fi
   if [[ ! -f .venv/installed ]]; then
     if ! python=$(find_python); then
-      echo "error: Python 3.11 or newer with its venv module is missing (set PYTHON to name one)" >&2
+      echo "error: Python 3.11 or newer with its venv module is missing; PYTHON may name one" >&2
       return 2
     fi
     echo "making .venv with $("$python" --version)"
@@ -35,7 +35,7 @@ make_venv() {
   fi
   rm -f .venv/installed
   echo "installing $list"  # uncompiled: most of the files are never imported
-  if ! .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r "$list"; then
+  if ! .venv/bin/python -m pip --disable-pip-version-check install -q --no-compile -r "$list"; then
     echo "error: pip could not install $list (is the package index reachable?)" >&2
     return 2
   fi

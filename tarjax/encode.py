@@ -19,15 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarjax import checkpoint
-from tarjax.config import UserError, parse
+from tarjax.config import UserError, finished, parse, write_json
 from tarjax.convert.rules import flatten
-from tarjax.data import sources
+from tarjax.data import sources, transforms
+from tarjax.metrics import Clock
 from tarjax.models.ta_tok import TaTok, TaTokConfig
 from tarjax.models.vqvae import VqVae, VqVaeConfig
 from tarjax.tasks import ta_tok
 from tarjax.tasks.inputs import SCALES, pixels
 
-KEYS = {"ta_tok", "vqvae", "seed", "batch", "shard", "sets"}
+KEYS = {"ta_tok", "vqvae", "vqvae_size", "seed", "batch", "shard", "sets"}
 
 
 class Encoder:
@@ -36,10 +37,11 @@ class Encoder:
   Args:
     ta_tok_run: the TA-Tok run's directory.
     vqvae_run: the VQVAE run's directory, or None.
+    vqvae_size: the VQVAE's pictures in pixels a side, the resolution that AR-DTok draws at.
     batch: images per call of the compiled program.
   """
 
-  def __init__(self, ta_tok_run: Path, vqvae_run: Path | None, batch: int):
+  def __init__(self, ta_tok_run: Path, vqvae_run: Path | None, vqvae_size: int, batch: int):
     config = checkpoint.read_config(ta_tok_run)
     params = ta_tok.merge(
       checkpoint.load(str(ta_tok_run)), checkpoint.load(str(ta_tok_run), frozen=True)
@@ -51,14 +53,16 @@ class Encoder:
       vq = VqVae(VqVaeConfig(**checkpoint.read_config(vqvae_run).model))
       trees["vqvae"] = checkpoint.load(str(vqvae_run))
     self.batch, self.trees = batch, jax.device_put(trees)
+    self.sizes = (net.cfg.encoder.image, vqvae_size if vq else 0)
     self.hash = {k: tree_hash(trees[k]) for k in trees if k != "book"}
 
-    def encode(trees, images):
-      images = pixels(images)
-      out = net.apply({"params": trees["ta_tok"]}, images, trees["book"], method="encode_all")
+    def encode(trees, images, small):
+      out = net.apply(
+        {"params": trees["ta_tok"]}, pixels(images), trees["book"], method="encode_all"
+      )
       codes = {f"codes{s}": out[s] for s in SCALES}
       if vq is not None:
-        z = vq.apply({"params": trees["vqvae"]}, images, method="encode")
+        z = vq.apply({"params": trees["vqvae"]}, pixels(small), method="encode")
         found = vq.apply({"params": trees["vqvae"]}, z, method="quantize")
         codes["vq"] = found["indices"]
       return codes
@@ -66,14 +70,21 @@ class Encoder:
     self._encode = jax.jit(encode)
 
   def __call__(self, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """uint8[y x 3] each, of one size -> {"codes1".."codes3", "vq"}: int32[n ...]."""
+    """Pictures uint8[y x 3] -> {"codes1".."codes3", "vq"}: int32[n ...]."""
     parts = []
     for start in range(0, len(images), self.batch):
-      chunk = np.stack(images[start : start + self.batch])
-      fill = np.zeros((self.batch - len(chunk), *chunk.shape[1:]), np.uint8)
-      out = self._encode(self.trees, jnp.asarray(np.concatenate([chunk, fill])))
+      chunk = images[start : start + self.batch]
+      views = [self._view(chunk, size) for size in self.sizes]
+      out = self._encode(self.trees, *views)
       parts.append({k: np.asarray(v)[: len(chunk)] for k, v in out.items()})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+  def _view(self, images: list[np.ndarray], size: int) -> jax.Array:
+    """Both tokenizers see the same picture, each at its size: uint8[batch size size 3]."""
+    view = np.zeros((self.batch, size, size, 3), np.uint8)
+    for row, image in enumerate(images if size else []):
+      view[row] = image if image.shape[:2] == (size, size) else transforms.squash(image, size)
+    return jnp.asarray(view)
 
 
 def tree_hash(tree) -> str:
@@ -101,7 +112,7 @@ def tokenised(encoder: Encoder, source, start: int, stop: int) -> Iterator[dict]
     yield record
 
 
-def encode_set(encoder: Encoder, name: str, spec, config, folder: Path) -> None:
+def encode_set(encoder: Encoder, name: str, spec, config, folder: Path, clock: Clock) -> None:
   """Writes one folder of shards, skipping those that are there already."""
   count, per_shard = int(spec["count"]), int(config.shard)
   stamp = {"tokenizers": encoder.hash, "spec": dict(spec), "seed": config.seed}
@@ -120,12 +131,13 @@ def encode_set(encoder: Encoder, name: str, spec, config, folder: Path) -> None:
     path, stop = folder / sources.SHARD.format(shard), min(start + per_shard, count)
     if not path.is_file():
       sources.write_shard(path, tokenised(encoder, source, start, stop))
+      clock.read(stop)
     rate = stop / (time.time() - started)
     print(f"{name}: {stop}/{count} records, {rate:.0f}/s, ETA {(count - stop) / rate:.0f} s")
   sources.finish_records(folder, stamp)
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], began: float) -> int:
   try:
     config, workdir = parse(argv, KEYS)
     run = {
@@ -133,9 +145,14 @@ def main(argv: list[str]) -> int:
     }
     if run["ta_tok"] is None:
       raise UserError("config.ta_tok names no run")
-    encoder = Encoder(run["ta_tok"], run["vqvae"], config.batch)
+    encoder = Encoder(run["ta_tok"], run["vqvae"], config.vqvae_size, config.batch)
+    workdir.mkdir(parents=True, exist_ok=True)
+    clock, done = Clock(workdir, began), finished(workdir)
     for name, spec in config.sets.items():
-      encode_set(encoder, name, spec.to_dict(), config, workdir / name)
+      encode_set(encoder, name, spec.to_dict(), config, workdir / name, clock)
+    if not done:
+      records = sum(int(spec["count"]) for spec in config.sets.values())
+      write_json(workdir / "done.json", clock.read(records))
   except (UserError, ValueError) as e:
     print(f"error: {e}", file=sys.stderr)
     return 2
@@ -143,4 +160,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(main(sys.argv[1:], time.time()))
