@@ -139,7 +139,7 @@ def run_parity(
       the number of greedy words, which is else 12.
   """
   c = qwen2_config(config)
-  params = from_torch(c, sd)
+  params = jax.tree.map(jnp.asarray, from_torch(c, sd))
   variables, model = {"params": params}, Qwen2(c, collect=True)
 
   @jax.jit
