@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the launchers, from the repository's root: `make_venv FILE` gives ./.venv with its pins.
+# Sourced by the launchers from the repository's root: `make_venv FILE` gives .venv with its pins.
 
 # Prints the first Python that is new enough and can make a virtual environment.
 find_python() {
