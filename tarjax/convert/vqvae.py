@@ -1,5 +1,6 @@
 """The VQ-16 checkpoint of LlamaGen: `vq_ds16_t2i.pt` and its like, both ways."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,24 +107,27 @@ def run_parity(config: Mapping[str, Any], sd, inputs) -> dict[str, np.ndarray]:
   c = vqvae_config(config)
   variables = {"params": from_torch(c, sd)}
   model = VqVae(c)
-  outputs = {}
-  for size in sorted({name.split(".")[0] for name in inputs}):
-    x = inputs[f"{size}.x"].transpose(0, 2, 3, 1)
+
+  @jax.jit
+  def read(x):
     z: Any = model.apply(variables, x, method="encode")
     q: Any = model.apply(variables, z, method="quantize")
-    grid = z.shape[1:3]
+    return z, q, model.apply(variables, q["quant"], method="decode")
 
-    def draw(codes, grid=grid):
-      codes = codes.reshape(-1, grid[0] * grid[1])
-      return nchw(model.apply(variables, codes, grid, method="decode_indices"))
+  @functools.partial(jax.jit, static_argnums=1)
+  def draw(codes, grid):
+    return model.apply(variables, codes, grid, method="decode_indices")
 
+  outputs = {}
+  for size in sorted({name.split(".")[0] for name in inputs}):
+    z, q, rec = read(inputs[f"{size}.x"].transpose(0, 2, 3, 1))
     found = {
       "h": nchw(z),
       "indices": np.asarray(q["indices"]).reshape(-1),
       "quant": nchw(q["quant"]),
-      "rec": nchw(model.apply(variables, q["quant"], method="decode")),
-      "decode_code": draw(q["indices"]),
-      "rand_decode": draw(inputs[f"{size}.rand_code"]),
+      "rec": nchw(rec),
+      "decode_code": nchw(draw(q["indices"], z.shape[1:3])),
+      "rand_decode": nchw(draw(inputs[f"{size}.rand_code"].astype(np.int32), z.shape[1:3])),
       "train_losses": np.stack([q["codebook_loss"], q["commit_loss"], q["entropy_loss"]]),
     }
     outputs |= {f"{size}.{name}": value for name, value in found.items()}
