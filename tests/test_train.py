@@ -1,0 +1,248 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_stage
+import jax
+import numpy as np
+import pytest
+
+from tarjax import checkpoint, optim, sharding, state, train
+from tarjax.config import UserError, claim, finished, nearest, parse
+from tarjax.convert.rules import flatten
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def fake(monkeypatch):
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # the in-process runs leave no cache
+  fake_stage.install(monkeypatch.setattr, lambda name, m: monkeypatch.setitem(sys.modules, name, m))
+  return fake_stage
+
+
+def run(config, workdir, stop=()):
+  workdir.mkdir(parents=True, exist_ok=True)
+  claim(workdir, config)
+  return train.train(config.copy_and_resolve_references(), workdir, list(stop), time.time())
+
+
+def weights(workdir):
+  return flatten(checkpoint.load(str(workdir)))
+
+
+def lines(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_killed_runs_end_with_the_same_bits(tmp_path):
+  """SIGKILL and SIGTERM at random moments, saving at every step, so also during saves."""
+  file = fake_stage.config_file(tmp_path)
+
+  def start(name):
+    command = [sys.executable, HERE / "fake_stage.py", f"--config={file}"]
+    command += [f"--workdir={tmp_path / name}", "--config.save_every=1", "--config.steps=20"]
+    command += ["--config.keep=1"]
+    command += ["--config.mesh.data=1", "--config.mesh.model=1", "--config.eval_every=0"]
+    env = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+
+  whole = start("whole")
+  print(whole.communicate(timeout=300)[0])
+  assert whole.returncode == 0
+  rng = random.Random()
+  for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+    process = start("killed")
+    assert process.stdout
+    for _ in range(rng.randint(1, 4)):  # it is about to train, or has printed up to three steps
+      process.stdout.readline()
+    time.sleep(rng.uniform(0, 0.3))
+    process.send_signal(number)
+    process.communicate(timeout=300)
+    print(number, process.returncode, sorted((tmp_path / "killed" / "checkpoints").iterdir()))
+    assert process.returncode == (143 if number == signal.SIGTERM else -number)
+  last = start("killed")
+  assert "done" in last.communicate(timeout=300)[0] and last.returncode == 0
+  a, b = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], name)
+  whole_lines, killed_lines = lines(tmp_path / "whole"), lines(tmp_path / "killed")
+  assert [x["step"] for x in killed_lines] == list(range(1, 21))
+  assert [x["loss"] for x in killed_lines] == [x["loss"] for x in whole_lines]
+
+
+def test_stop_and_resume_on_another_mesh(fake, tmp_path, capsys):
+  config = fake.get_config()
+  assert run(config, tmp_path / "a") == 0
+  first = lines(tmp_path / "a")
+  assert [x["step"] for x in first] == [4, 6, 8, 12]
+  assert all({"loss", "lr", "grad_norm", "error", "codes_usage"} <= x.keys() for x in first)
+  assert [("val/loss" in x) for x in first] == [False, True, False, True]
+  assert {"val/loss_scale1", "val/loss_scale2"} & first[1].keys()
+  assert first[-1]["loss"] < first[0]["loss"]
+  done = finished(tmp_path / "a")
+  assert done and done["steps"] == 12 and done["seconds"] > 0 and done["peak_gb"] > 0
+  assert "up0/kernel" in (tmp_path / "a" / "params.txt").read_text()
+
+  config = fake.get_config({"mesh.data": 8, "mesh.fsdp": 1, "mesh.model": 1, "eval_every": 0})
+  stop: list[int] = []
+  make_batches = fake.make_batches
+
+  def stopping(*args, **kwargs):
+    for i, batch in enumerate(make_batches(*args, **kwargs)):
+      if i == 6:
+        stop.append(signal.SIGTERM)
+      yield batch
+
+  sys.modules["tarjax.data.pipeline"].make_batches = stopping  # type: ignore[attr-defined]
+  claim(tmp_path / "b", config)
+  assert train.train(config, tmp_path / "b", stop, time.time()) == 143
+  assert checkpoint.Saver(tmp_path / "b", 2).latest() == 7
+  sys.modules["tarjax.data.pipeline"].make_batches = make_batches  # type: ignore[attr-defined]
+  config = fake.get_config({"mesh.data": 1, "mesh.fsdp": 4, "mesh.model": 2, "eval_every": 0})
+  assert run(config, tmp_path / "b") == 0
+  assert "from step 7" in capsys.readouterr().out
+  assert [x["step"] for x in lines(tmp_path / "b")] == [4, 7, 8, 12]
+  a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(fake, tmp_path):
+  config = fake.get_config(
+    {
+      "mesh.fsdp": 1,
+      "mesh.model": 1,
+      "seed": 666,
+      "eval_every": 0,
+      "model.scales": (1,),
+      "mesh.data": 8,
+    }
+  )
+  with pytest.raises(train.Diverged, match="loss is nan at step 8"):
+    run(config, tmp_path)
+  assert checkpoint.Saver(tmp_path, 2).latest() == 4
+  assert [x["step"] for x in lines(tmp_path)] == [4]
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"mesh.data": 3}, "does not fit 8 devices"),
+    ({"model.width": 9}, r"down0/kernel \(9, 8\) does not divide"),
+    ({"batch": 6}, "config.batch=6 does not divide over data x fsdp = 4"),
+    ({"optim.name": "sgd"}, "is none of"),
+    ({"optim.warmup": 12}, "must be shorter than steps=12"),
+    ({"dont_load": []}, "(?s)neither loaded nor computed.*frozen/teacher/up0/kernel"),
+  ],
+)
+def test_mistakes_are_told(fake, tmp_path, changes, message):
+  config = fake.get_config()
+  config.update(fake.get_config({k: v for k, v in changes.items() if k != "dont_load"}))
+  if "dont_load" in changes:
+    config.dont_load = []
+  with pytest.raises(UserError, match=message):
+    run(config, tmp_path)
+
+
+def test_starting_points(fake, tmp_path):
+  """One run's weights into two places of the next; what is not loaded must be named."""
+  mesh = sharding.make_mesh({"data": -1})
+
+  def begin(config, workdir):
+    with jax.set_mesh(mesh):
+      task = fake.Task(config)
+      optimizer = optim.make_optimizer(config.optim, config.steps)
+      layout = state.make_layout(task, optimizer, mesh)
+      key, _ = state.make_keys(config.seed, mesh)
+      return state.begin(task, config, optimizer, layout, key, workdir, mesh)
+
+  first, _ = begin(fake.get_config(), tmp_path / "a")
+  saver = checkpoint.Saver(tmp_path / "a", 1)
+  saver.save(3, first, {})
+  saver.close()
+  config = fake.get_config({"seed": 4})
+  config.init = {"up0": "../a:up0", "down0": "../a@3:down0"}
+  config.frozen = {"teacher/up0": "../a:up1", "teacher/down0": "../a:down1"}
+  config.dont_load = []
+  with pytest.raises(UserError, match="(?s)neither loaded nor computed.*down1/kernel.*up1/kernel"):
+    begin(config, tmp_path / "b")
+  config.dont_load = ["down1", "up1"]
+  second, frozen = begin(config, tmp_path / "b")
+  a, b, saved = weights(tmp_path / "a"), flatten(second.params), tmp_path / "b"
+  for name in a:
+    same = np.array_equal(a[name], b[name])
+    assert same == (name.split("/")[0] in ("up0", "down0")) or not a[name].any()
+  for tree in (flatten(frozen), flatten(checkpoint.load_frozen(saved))):
+    for part in ("up", "down"):
+      np.testing.assert_array_equal(tree[f"teacher/{part}0/kernel"], a[f"{part}1/kernel"])
+
+
+def command(tmp_path, *more):
+  file = fake_stage.config_file(tmp_path)
+  return [f"--config={file}", f"--workdir={tmp_path / 'run'}", *more]
+
+
+@pytest.mark.parametrize(
+  "more, words",
+  [
+    (["--config.optim.lrr=3"], ["optim.lrr", "'optim.lr'"]),
+    (["--config.stepz=3"], ["stepz", "'steps'"]),
+    (["--config.width=3"], ["width", "'model.width'"]),
+    (["--config.steps=abc"], ["steps=abc"]),
+    (["--config.steps=0"], ["config.steps=0"]),
+    (["--config.seed=-1"], ["config.seed=-1"]),
+    (["--config.task=mlm"], ["'mlm'", "mllm"]),
+    (["--wrkdir=x"], ["wrkdir", "workdir"]),
+    (["stray"], ["stray"]),
+    (["--config=none.py"], ["none.py", "does not exist"]),
+  ],
+)
+def test_command_line_mistakes_exit_2(fake, tmp_path, capsys, more, words):
+  assert train.main(command(tmp_path, *more), time.time()) == 2
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1 and all(word in error for word in words), error
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_key_that_nothing_reads(fake, tmp_path, capsys):
+  argv = command(tmp_path)
+  file = tmp_path / "fake_config.py"
+  file.write_text(file.read_text().replace("keep=2", "keep=2, log_evry=3"))
+  assert train.main(argv, time.time()) == 2
+  assert "nothing reads config.log_evry; the nearest key is log_every" in capsys.readouterr().err
+  file.write_text(file.read_text().replace("log_evry=3,", "").replace("clip=1.0", ""))
+  file.write_text(file.read_text().replace("keep=2, log_evry=3", "keep=2"))
+  assert train.main(argv, time.time()) == 2
+  assert "config.optim.clip is missing" in capsys.readouterr().err
+
+
+def test_finished_and_foreign_workdirs(fake, tmp_path, capsys):
+  argv = command(tmp_path)
+  config, workdir = parse(argv)
+  claim(workdir, config)
+  assert checkpoint.read_config(workdir).optim.lr == 1e-2
+  (workdir / "done.json").write_text('{"steps": 12, "seconds": 3.0}')
+  (workdir / "checkpoints" / "12").mkdir(parents=True)
+  assert train.main(argv, time.time()) == 0
+  assert "is done: 12 steps" in capsys.readouterr().out
+  assert train.main([*argv, "--config.keep=5", "--config.mesh.data=1"], time.time()) == 0
+  assert train.main([*argv, "--config.optim.lr=0.5"], time.time()) == 2
+  assert "optim.lr (0.01 there, 0.5 here)" in capsys.readouterr().err
+
+
+def test_nearest():
+  names = ["optim.lr", "optim.warmup", "data.length", "steps"]
+  assert nearest("lr", names) == "optim.lr"
+  assert nearest("data.lenght", names) == "data.length"
+  assert nearest("optm.warmup", names) == "optim.warmup"
+
+
+def test_eight_devices():
+  assert jax.device_count() == 8
