@@ -1,11 +1,12 @@
 """TarPipeline: a bundle of checkpoints that reads and draws, behind every verb that uses a model.
 
 A bundle is a folder with bundle.json, which names the component runs and the tokenizer (relative
-to the folder), the preprocessing and the default sampling:
+to the folder), the sides in pixels that AR-DTok draws at and that pictures are resized to, and the
+default sampling:
 
   {"components": {"tokenizer": "tokenizer_tar", "mllm": "sft", "ta_tok": "ta_tok",
                   "ar_dtok": "ar_dtok", "vqvae": "vqvae"},
-   "preprocessing": {"resize": "squash"},
+   "preprocessing": {"resize": "squash", "drawn": 24, "canvas": 48},
    "sampling": {"scale": 1, "text": {...}, "image": {...}, "pixels": {...}}}
 """
 
@@ -153,7 +154,7 @@ class TarPipeline:
       seed = jnp.asarray(np.asarray(seeds, np.uint32)[rows])
       ids = sampling.generate_codes(self.ar_dtok, self.params["ar_dtok"], cond, seed, **chosen)
       pictures.append(np.asarray(self._jit("pixels", pixels_of)(self.params["vqvae"], ids))[:real])
-    return np.concatenate(pictures)
+    return self._canvas(np.concatenate(pictures))
 
   def reconstruct(self, images: Sequence[np.ndarray], scale: int, seeds=None) -> np.ndarray:
     """Picture -> visual words -> picture, uint8[b y x 3]."""
@@ -166,8 +167,14 @@ class TarPipeline:
     def run(params, x):
       return to_uint8(self.vqvae.apply({"params": params}, pixels(x))["rec"])
 
-    small = np.stack([self.prepare(i) for i in images])
-    return self._map("vqvae", run, (self.params["vqvae"],), small)
+    side = self.bundle["preprocessing"]["drawn"]
+    small = np.stack([transforms.squash(i, side) for i in images])
+    return self._canvas(self._map("vqvae", run, (self.params["vqvae"],), small))
+
+  def _canvas(self, pictures: np.ndarray) -> np.ndarray:
+    """uint8[b y x 3] at the size they were drawn -> at the size of the bundle's canvas."""
+    side = self.bundle["preprocessing"]["canvas"]
+    return np.stack([transforms.squash(p, side) for p in pictures])
 
   # The language model
 

@@ -1,7 +1,8 @@
 """What the stages of the laptop run share: the networks' sizes, the data world, the defaults.
 
-Everything is the paper's method at small width: 48-px pictures, patch 4, so 144, 36 and 16 visual
-words at scales 1, 2 and 3, out of a codebook of 1,024.
+Everything is the paper's method at small width: TA-Tok reads 48-px pictures in patches of 4, so
+144, 36 and 16 visual words at scales 1, 2 and 3, out of a codebook of 1,024; AR-DTok draws at 24
+px (the handwriting was scanned at 8 px), as the paper's reads at 384 px and draws at 256 and more.
 """
 
 from ml_collections import ConfigDict
@@ -10,24 +11,32 @@ IMAGE = 48
 TEXT_ROWS = 1558  # 1,536 byte-level BPE entries and Qwen2.5's 22 added tokens
 CODES = 1024
 VQ_CODES = 1024
+VQ_IMAGE = 24
 VQ_LENGTH = 36  # 6 x 6
 
-VISION = dict(width=96, depth=4, heads=4, mlp=288, image=IMAGE, patch=4)
-TEXT = dict(vocab=TEXT_ROWS, width=96, depth=2, heads=4, mlp=288, length=32)
-LLM = dict(vocab=TEXT_ROWS, width=128, depth=4, heads=4, kv_heads=2, head_dim=32, mlp=384)
+VISION = dict(width=96, depth=3, heads=2, mlp=288, image=IMAGE, patch=4)
+TEXT = dict(vocab=TEXT_ROWS, width=96, depth=2, heads=2, mlp=288, length=32)
+LLM = dict(vocab=TEXT_ROWS, width=128, depth=4, heads=2, kv_heads=1, head_dim=64, mlp=384)
 TA_TOK = dict(
   encoder=VISION,
-  decoder=dict(depth=2, heads=12, mlp=192, table=64),
+  decoder=dict(depth=2, heads=2, mlp=192, table=64),
   codes=CODES,
   width=LLM["width"],
 )
 VQVAE = dict(
-  channels=8, multipliers=(1, 2, 4, 8), blocks=1, latent=64, codes=VQ_CODES, code_width=8, groups=4
+  channels=16,
+  multipliers=(1, 1, 2),
+  blocks=1,
+  latent=32,
+  codes=VQ_CODES,
+  code_width=8,
+  groups=4,
+  entropy_ratio=0.02,
 )
 AR_DTOK = dict(
   width=128,
   depth=4,
-  heads=4,
+  heads=2,
   mlp=384,
   vocab=VQ_CODES,
   cond="features",

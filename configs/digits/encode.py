@@ -7,6 +7,8 @@ Tokenizers: ../ta_tok and ../vqvae. 2 CPU cores.
 
 from ml_collections import ConfigDict
 
+from configs.digits import base
+
 
 def get_config(variant="full"):
   if variant not in ("full", "smoke"):
@@ -16,6 +18,7 @@ def get_config(variant="full"):
     dict(
       ta_tok="../ta_tok",
       vqvae="../vqvae",
+      vqvae_size=base.VQ_IMAGE,
       seed=0,
       batch=64,
       shard=2_000,

@@ -13,7 +13,7 @@ def get_config(variant="full"):
   config.model = dict(base.LLM, vocab=2592)  # 1,558 + 5 + 1,024 = 2,587 rows in use
   config.words = dict(text_rows=base.TEXT_ROWS, codes=base.CODES)
   config.widen = dict(llm="../llm", ta_tok="../ta_tok", embed_init="codebook")
-  config.loss_chunk = 64
+  config.loss_chunk = 256
   config.data = dict(
     sources=[
       dict(name="records", path="../encoded/i2t", weight=2.0),
@@ -25,7 +25,7 @@ def get_config(variant="full"):
     format="packed",
     tokenizer="../tokenizer_tar",
     length=256,
-    scales={"1": 1.0, "2": 4.0, "3": 1.0},
+    scales={"1": 1.0, "2": 6.0, "3": 1.0},
     label_style="reference",
   )
   return base.variant(config, variant)

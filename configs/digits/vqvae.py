@@ -1,4 +1,4 @@
-"""VQVAE: the VQ-16 architecture with three halvings, 6 x 6 codes a picture; MSE, no GAN or LPIPS.
+"""VQVAE: the VQ-16 architecture with two halvings, 6 x 6 codes of 24-px pictures; no GAN or LPIPS.
 
   python -m tarjax.train --config=configs/digits/vqvae.py --workdir=runs/digits/vqvae
 
@@ -9,9 +9,9 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("vqvae", steps=500, batch=32, lr=2e-3, warmup=30)
+  config = base.get_config("vqvae", steps=900, batch=32, lr=3e-3, warmup=30)
   config.model = dict(base.VQVAE)
   config.data = dict(
-    sources=[dict(name="digits", task="image", weight=1.0)], format="images", size=base.IMAGE
+    sources=[dict(name="digits", task="image", weight=1.0)], format="images", size=base.VQ_IMAGE
   )
   return base.variant(config, variant)

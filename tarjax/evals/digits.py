@@ -130,7 +130,7 @@ class Evaluator:
 
   def _i2t(self, pipe) -> Iterator[tuple[str, float]]:
     asked = digits.i2t_questions(self.count, self.seed, "test")
-    said = pipe.describe([q["image"] for q in asked], [q["question"] for q in asked], scale=1)
+    said = pipe.describe([q["image"] for q in asked], [q["question"] for q in asked], scale=self.scale)
     for q, text in zip(asked, said, strict=True):
       right = plain(text) == plain(q["answer"])
       self.answers.append(
@@ -144,7 +144,7 @@ class Evaluator:
     """Descriptions; right when they name exactly the digits of the picture in their colours."""
     scenes = [self._scene("captions", i) for i in range(count)]
     images, question = [render(s) for s in scenes], words.DESCRIBE[0]
-    said = pipe.describe(images, [question] * count, scale=1)
+    said = pipe.describe(images, [question] * count, scale=self.scale)
     for i, (scene, image, text) in enumerate(zip(scenes, images, said, strict=True)):
       expected = words.caption(self._rng("wording", i), scene)
       right = named(text) == sorted((g.colour, g.label) for g in scene.glyphs)

@@ -57,13 +57,28 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kernel = self.param("kernel", named(self.init, *self.axes), self.shape, jnp.float32)
-    y = jnp.einsum(self.eqn, x.astype(self.dtype), kernel.astype(self.dtype))
+    y = contract(self.eqn, x.astype(self.dtype), kernel.astype(self.dtype))
     if self.bias:
       letters, out = self.eqn.split(",")[1].split("->")
       kept = [letters.index(c) for c in out if c in letters]
       axes, shape = tuple(self.axes[i] for i in kept), tuple(self.shape[i] for i in kept)
       y += self.param("bias", named(self.bias_init, *axes), shape, jnp.float32).astype(self.dtype)
     return y
+
+
+def contract(eqn: str, x: Array, kernel: Array) -> Array:
+  """The einsum of `Linear`; on CPU as one flat matrix product, whose gradient is twice as fast.
+
+  That needs leading + contracted letters in the input, contracted + new ones in the kernel.
+  """
+  given, letters = eqn.split("->")[0].split(",")
+  lead = len(given) - sum(c in letters for c in given)
+  if jax.default_backend() != "cpu" or not letters.startswith(given[lead:]):
+    return jnp.einsum(eqn, x, kernel)
+  new = kernel.shape[len(given) - lead :]
+  rows = math.prod(x.shape[lead:])
+  y = x.reshape(-1, rows) @ kernel.reshape(rows, -1)
+  return y.reshape(*x.shape[:lead], *new)
 
 
 class Embed(nn.Module):
@@ -194,13 +209,16 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
   """
   b, l, h, d = q.shape
   g = k.shape[2]
-  q = q.reshape(b, l, g, h // g, d)
-  logits = jnp.einsum("blgrk,bsgk->bgrls", q, k, preferred_element_type=jnp.float32)
-  logits = logits * d**-0.5
+  # heads first: the products are then plain batched matmuls, twice as fast on CPUs
+  q = q.reshape(b, l, g, h // g, d).transpose(0, 2, 3, 1, 4).reshape(b, g, -1, d)  # [b g r*l k]
+  k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [b g s k]
+  logits = jnp.einsum("bglk,bgsk->bgls", q * d**-0.5, k, preferred_element_type=jnp.float32)
   if mask is not None:
-    logits = jnp.where(mask[:, None, None], logits, MASKED)
+    mask = jnp.tile(mask, (1, h // g, 1))[:, None]  # [b 1 r*l s]
+    logits = jnp.where(mask, logits, MASKED)
   weights = jax.nn.softmax(logits, -1).astype(v.dtype)
-  return jnp.einsum("bgrls,bsgk->blgrk", weights, v).reshape(b, l, h, d)
+  y = jnp.einsum("bgls,bgsk->bglk", weights, v).reshape(b, g, h // g, l, d)
+  return y.transpose(0, 3, 1, 2, 4).reshape(b, l, h, d)
 
 
 def causal_mask(segments: Array) -> Array:
@@ -327,6 +345,7 @@ def stack(block, depth: int, remat: str, *, in_axes: Any = nn.broadcast, out_axe
     in_axes=in_axes,
     out_axes=out_axes,
     metadata_params={nn.PARTITION_NAME: "layers"},
+    unroll=depth if jax.default_backend() == "cpu" else 1,  # a loop copies all it saves
   )
 
 
