@@ -308,7 +308,12 @@ def _run_naflex(config: NaFlexConfig, params: Tree, inputs: Tensors) -> dict[str
   grids = [(int(y), int(x)) for y, x in inputs["spatial_shapes"]]
   x = jnp.asarray(inputs["pixel_values"])
   mask = jnp.asarray(inputs["attention_mask"]) > 0
-  last, pooled, states = tower.apply({"params": params}, x, grids, mask, collect=True)
+
+  @jax.jit
+  def run(x, mask):
+    return tower.apply({"params": params}, x, grids, mask, collect=True)
+
+  last, pooled, states = run(x, mask)
   out = {f"hidden_states.{i}": state for i, state in enumerate(states)}
   out |= {"pos": resize_positions(params["position"], grids, x.shape[1])}
   out |= {"last_hidden_state": last, "pooler_output": pooled}

@@ -213,23 +213,27 @@ def run_parity(
   model = TaTok(cfg)
 
   def run(method, *args):
-    return nn.apply(method, model)({"params": params}, *args)
+    return jax.jit(nn.apply(method, model))({"params": params}, *args)
 
   table = run(TaTok.codebook)
   states = run(TaTok.features, scaled(inputs["x"]))
   out: dict[str, Any] = {"emb": table, "hidden_select": states}
   for s in SCALES:
-    out |= {f"s{s}.{name}": value for name, value in _record(cfg, run, states, s, table).items()}
+    found = run(lambda m, x, s=s: _record(m, x, s), states)
+    found["margin"] = _margin(found["unregularized_z"], table, cfg.stochastic)
+    out |= {f"s{s}.{name}": value for name, value in found.items()}
   if "rand_indices" in inputs:
     out["rand_rec"] = run(TaTok.decode_indices, jnp.asarray(inputs["rand_indices"], jnp.int32))
   if "x_big" in inputs:
-    big = _record(cfg, run, run(TaTok.features, scaled(inputs["x_big"])), 1, table)
+    big = run(lambda m, x: _record(m, m.features(x), 1), scaled(inputs["x_big"]))
+    big["margin"] = _margin(big["unregularized_z"], table, cfg.stochastic)
     out |= {f"x_big.{name}": big[name] for name in ("vq_feats", "indices", "margin")}
   if "x5d" in inputs:
     frames = inputs["x5d"].swapaxes(1, 2)  # [b time c y x]
     video = run(TaTok.__call__, scaled(frames.reshape(-1, *frames.shape[2:])))
     out |= {f"x5d.{name}": video[name] for name in ("indices", "rec")}
-  return {name: np.asarray(value) for name, value in out.items()}
+  int64 = {name: np.int64 for name in out if name.endswith(".indices")}
+  return {name: np.asarray(value, int64.get(name)) for name, value in out.items()}
 
 
 def scaled(images: np.ndarray) -> jax.Array:
@@ -237,23 +241,26 @@ def scaled(images: np.ndarray) -> jax.Array:
   return (nhwc(images) - 0.5) / 0.5
 
 
-def _record(cfg: TaTokConfig, run, states: jax.Array, scale: int, table: jax.Array) -> Tree:
-  """Every recorded tensor of one scale."""
-  feats = run(lambda m, x: nn.tanh(m.encode_task(x)), pool(states, scale))
-  found = run(lambda m, x: m.quantize(x, scale), states)
-  exact = np.asarray(found["z"], np.float64)
-  codes = np.asarray(table, np.float64)
-  cosine = exact @ codes.T  # [b n e]
-  far = np.square(exact).sum(-1, keepdims=True) + np.square(codes).sum(-1) - 2 * cosine
-  best = np.sort(-cosine if cfg.stochastic else far, -1)
+def _record(model: TaTok, states: jax.Array, scale: int) -> dict[str, Any]:
+  """Every recorded tensor of one scale but the margin."""
+  feats = nn.tanh(model.encode_task(pool(states, scale)))
+  found = model.quantize(states, scale)
   return {
     "vq_feats": feats,
-    "projected_z": run(lambda m, x: m.in_linear(x), feats),
+    "projected_z": model.in_linear(feats),
     "unregularized_z": found["z"],
-    "indices": np.asarray(found["indices"], np.int64),
-    "margin": (best[..., 1] - best[..., 0]).astype(np.float32),
+    "indices": found["indices"],
     "regularized_z": found["quant"],
-    "bottleneck_out": run(lambda m, x: m.out_linear(x), found["quant"]),
-    "rec": run(TaTok.decode, found["quant"]),
-    "decode_from_indices": run(TaTok.decode_indices, found["indices"]),
+    "bottleneck_out": model.out_linear(found["quant"]),
+    "rec": model.decode(found["quant"]),
+    "decode_from_indices": model.decode_indices(found["indices"]),
   }
+
+
+def _margin(z: jax.Array, table: jax.Array, cosine: bool) -> np.ndarray:
+  """Second best minus best score of the code search, float32[b n]."""
+  exact, codes = np.asarray(z, np.float64), np.asarray(table, np.float64)
+  dots = exact @ codes.T  # [b n e]
+  far = np.square(exact).sum(-1, keepdims=True) + np.square(codes).sum(-1) - 2 * dots
+  best = np.partition(-dots if cosine else far, 1, -1)
+  return (best[..., 1] - best[..., 0]).astype(np.float32)

@@ -161,10 +161,11 @@ class VisionTower(nn.Module):
     c, (p, g, d) = self.cfg, (self.cfg.patch, self.cfg.grid, self.cfg.width)
     if images.shape[1:] != (c.image, c.image, c.channels):
       raise ValueError(f"images are {images.shape[1:]}, the tower takes {c.image} x {c.image} px")
-    seen = images[:, : g * p, : g * p].reshape(-1, g, p, g, p, c.channels)  # [b y p x q c]
+    seen = images[:, : g * p, : g * p].reshape(-1, g, p, g, p, c.channels)
+    seen = seen.swapaxes(2, 3)  # [b y x p q c]
     make: Any = {"bias": True, "dtype": jnp.dtype(c.dtype), "init": lecun, "name": "patch"}
     axes = ("kernel_y", "kernel_x", "conv_in", "embed")
-    x = Linear("bypxqc,pqcd->byxd", (p, p, c.channels, d), axes, **make)(seen)
+    x = Linear("byxpqc,pqcd->byxd", (p, p, c.channels, d), axes, **make)(seen)
     x = x.reshape(-1, g * g, d)  # [b l d]
     init = named(normal(d**-0.5), "position", "embed")
     x = x + self.param("position", init, (g * g, d), jnp.float32).astype(x.dtype)

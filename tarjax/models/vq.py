@@ -106,14 +106,15 @@ class SimVq(nn.Module):
     d = self.width
     init = named(normal(d**-0.5), "codebook", "embed")
     self.embedding = self.param("embedding", init, (self.codes, d), jnp.float32)
-    self.proj = Linear("...d,dk->...k", (d, d), ("embed", "act_embed"), bias=True, init=identity)
+    self.proj = Linear("ed,dk->ek", (d, d), ("embed", "act_embed"), bias=True, init=identity)
     if self.stochastic and self.temperature < 0:
       init = nn.initializers.constant(10.0)
       self.temperature_inv = self.param("temperature_inv", init, (), jnp.float32)
 
   def _effective(self, rows: Array) -> Array:
+    flat = jax.lax.stop_gradient(rows).reshape(-1, self.width)
     with jax.default_matmul_precision("highest"):
-      rows = self.proj(jax.lax.stop_gradient(rows))
+      rows = self.proj(flat).reshape(rows.shape)
     return unit(rows) if self.l2_normalized else rows
 
   def codebook(self) -> Array:
