@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 IMAGE = 48
 TEXT_ROWS = 1558  # 1,536 byte-level BPE entries and Qwen2.5's 22 added tokens
 CODES = 1024
+E_SCALE = 16.0  # brings the rows E, about .03 an entry, to the spread of the features
 VQ_CODES = 1024
 VQ_IMAGE = 24
 VQ_LENGTH = 36  # 6 x 6
@@ -19,7 +20,7 @@ TEXT = dict(vocab=TEXT_ROWS, width=96, depth=2, heads=2, mlp=288, length=32)
 LLM = dict(vocab=TEXT_ROWS, width=128, depth=4, heads=2, kv_heads=1, head_dim=64, mlp=384)
 TA_TOK = dict(
   encoder=VISION,
-  decoder=dict(depth=2, heads=2, mlp=192, table=64),
+  decoder=dict(depth=2, heads=2, mlp=192, positions=64),
   codes=CODES,
   width=LLM["width"],
 )

@@ -8,6 +8,10 @@ Metric: rec_cosine, usage.
 
 from configs.digits import base
 
+# The bottleneck and the decoder, which start at random.
+NEW = ["encode_task", "in_linear", "quantizer/proj", "out_linear", "decoder"]
+NEW += ["decode_task1", "decode_task2"]
+
 
 def get_config(variant="full"):
   config = base.get_config("ta_tok", steps=600, batch=32, lr=1e-3, warmup=30)
@@ -23,8 +27,11 @@ def get_config(variant="full"):
   read = base.VISION["depth"] - 1  # the last block, the norm after it and the head are not read
   unread = (f"blocks[{read}:]", "norm", "head")
   config.dont_load = [f"{top}/{n}" for top in ("encoder", "frozen/teacher") for n in unread]
+  config.dont_load += NEW
   config.frozen = {"teacher": "../siglip2:vision"}
-  config.codebook = dict(llm="../llm", candidates=1536, metric="l2", direction="largest", scale=1.0)
+  config.codebook = dict(
+    llm="../llm", candidates=1536, metric="l2", direction="largest", scale=base.E_SCALE
+  )
   config.data = dict(
     sources=[dict(name="digits", task="image", weight=1.0)], format="images", size=base.IMAGE
   )

@@ -18,7 +18,8 @@ class Task:
 
   `config.words` counts the rows in use: text_rows (length of the text tokenizer) and codes (visual
   words, 0 for a text model). `config.widen` starts this run from a text model: llm and ta_tok
-  (checkpoint specs) and embed_init. Without it, a run starts from config.init or from scratch.
+  (checkpoint specs), embed_init, and scale, which the codebook is divided by (what TA-Tok
+  multiplied E with). Without it, a run starts from config.init or from scratch.
   """
 
   def __init__(self, config):
@@ -46,7 +47,7 @@ class Task:
     if widen.embed_init == "codebook":
       proj = load(f"{widen.ta_tok}:quantizer/proj")
       rows = np.asarray(load(widen.ta_tok, frozen=True)["embedding"], np.float32)
-      codebook = rows @ np.asarray(proj["kernel"]) + np.asarray(proj["bias"])
+      codebook = (rows @ np.asarray(proj["kernel"]) + np.asarray(proj["bias"])) / widen.scale
     params = tar.widen(
       load(widen.llm),
       widen.embed_init,
