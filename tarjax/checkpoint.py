@@ -145,8 +145,8 @@ def _read(path: Path, sub: str, spec: str) -> Tree:
   return tree
 
 
-def read_config(run: str | Path) -> ConfigDict:
-  """The config of a run; lists come back as tuples and keys that are numbers as int.
+def read_config(run: str | Path) -> Any:
+  """The ConfigDict of a run; lists come back as tuples and keys that are numbers as int.
 
   Raises:
     UserError: the directory holds no config.json.

@@ -48,7 +48,7 @@ def told(*more: type[Exception]):
     raise UserError(str(e)) from e
 
 
-def parse(argv: list[str], keys: set[str] | None = None) -> tuple[ConfigDict, Path]:
+def parse(argv: list[str], keys: set[str] | None = None) -> tuple[Any, Path]:
   """["--config=FILE[:variant]", "--workdir=DIR", "--config.key=value", ...] -> config, workdir.
 
   Without `keys` it is a training run's config; with them, one of exactly these top-level keys.

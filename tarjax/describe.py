@@ -13,7 +13,9 @@ QUESTION = "Describe the image."
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog="tarjax.describe", description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(
+    prog="tarjax.describe", description=(__doc__ or "").splitlines()[0]
+  )
   parser.add_argument("--model", required=True, help="folder with bundle.json")
   parser.add_argument("--image", required=True)
   parser.add_argument("--question", default=QUESTION)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,18 +47,19 @@ class Encoder:
     params = ta_tok.merge(
       checkpoint.load(str(ta_tok_run)), checkpoint.load(str(ta_tok_run), frozen=True)
     )
-    net = TaTok(TaTokConfig(**config.model))
-    book = jax.jit(lambda p: net.apply({"params": p}, method="codebook"))(params)
-    trees, vq = {"ta_tok": params, "book": book}, None
+    self.net: Any = TaTok(TaTokConfig(**config.model))
+    book = jax.jit(lambda p: self.net.apply({"params": p}, method="codebook"))(params)
+    trees: dict[str, Any] = {"ta_tok": params, "book": book}
+    vq: Any = None
     if vqvae_run is not None:
       vq = VqVae(VqVaeConfig(**checkpoint.read_config(vqvae_run).model))
       trees["vqvae"] = checkpoint.load(str(vqvae_run))
     self.batch, self.trees = batch, jax.device_put(trees)
-    self.sizes = (net.cfg.encoder.image, vqvae_size if vq else 0)
+    self.sizes = (self.net.cfg.encoder.image, vqvae_size if vq else 0)
     self.hash = {k: tree_hash(trees[k]) for k in trees if k != "book"}
 
     def encode(trees, images, small):
-      out = net.apply(
+      out = self.net.apply(
         {"params": trees["ta_tok"]}, pixels(images), trees["book"], method="encode_all"
       )
       codes = {f"codes{s}": out[s] for s in SCALES}

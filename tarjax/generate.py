@@ -14,7 +14,9 @@ from tarjax.config import UserError
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog="tarjax.generate", description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(
+    prog="tarjax.generate", description=(__doc__ or "").splitlines()[0]
+  )
   parser.add_argument("--model", required=True, help="folder with bundle.json")
   parser.add_argument("--prompt", required=True)
   parser.add_argument("--image", action="append", default=[], help="once per <image> of the prompt")

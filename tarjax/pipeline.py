@@ -49,10 +49,10 @@ class TarPipeline:
     self.tok = tokens.load_tokenizer(folder / parts["tokenizer"])
     self.vocab = tokens.make_vocab(self.tok)
     config = {name: checkpoint.read_config(folder / parts[name]) for name in COMPONENTS[1:]}
-    self.mllm = Qwen2(Qwen2Config(**config["mllm"].model))
-    self.ta_tok = TaTok(TaTokConfig(**config["ta_tok"].model))
-    self.ar_dtok = ArDtok(ArDtokConfig(**config["ar_dtok"].model))
-    self.vqvae = VqVae(VqVaeConfig(**config["vqvae"].model))
+    self.mllm: Any = Qwen2(Qwen2Config(**config["mllm"].model))
+    self.ta_tok: Any = TaTok(TaTokConfig(**config["ta_tok"].model))
+    self.ar_dtok: Any = ArDtok(ArDtokConfig(**config["ar_dtok"].model))
+    self.vqvae: Any = VqVae(VqVaeConfig(**config["vqvae"].model))
     self._check(config)
     trees: dict[str, Any] = {n: checkpoint.load(str(folder / parts[n])) for n in COMPONENTS[1:]}
     self.frozen = checkpoint.load(str(folder / parts["ta_tok"]), frozen=True)
@@ -121,7 +121,7 @@ class TarPipeline:
   def features(self, images: Sequence[np.ndarray], scale: int) -> tuple[np.ndarray, np.ndarray]:
     """Reconstructed and teacher features, float32[b n d] each, for the reconstruction cosine."""
     cfg = self.ta_tok.cfg
-    teacher = VisionTower(cfg.encoder, blocks=cfg.blocks, post_norm=False, head=False)
+    teacher: Any = VisionTower(cfg.encoder, blocks=cfg.blocks, post_norm=False, head=False)
 
     def run(params, frozen, x):
       x = pixels(x)

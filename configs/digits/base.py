@@ -5,6 +5,8 @@ Everything is the paper's method at small width: TA-Tok reads 48-px pictures in 
 px (the handwriting was scanned at 8 px), as the paper's reads at 384 px and draws at 256 and more.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 IMAGE = 48
@@ -47,7 +49,7 @@ AR_DTOK = dict(
 )
 
 
-def get_config(task: str, *, steps: int, batch: int, lr: float, warmup: int) -> ConfigDict:
+def get_config(task: str, *, steps: int, batch: int, lr: float, warmup: int) -> Any:
   """The keys that every run has."""
   return ConfigDict(
     dict(
@@ -79,7 +81,7 @@ def get_config(task: str, *, steps: int, batch: int, lr: float, warmup: int) -> 
   )
 
 
-def variant(config: ConfigDict, name: str) -> ConfigDict:
+def variant(config: Any, name: str) -> Any:
   """ "full" leaves a config as it is; "smoke" is a few steps, to see that everything runs."""
   if name == "smoke":
     config.update(steps=6, batch=8, log_every=2, save_every=4)

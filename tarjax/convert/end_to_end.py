@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tarjax.convert import ar_dtok, vqvae
-from tarjax.convert.rules import ConversionError
+from tarjax.convert.rules import ConversionError, Tree
 from tarjax.convert.ta_tok import import_ta_tok, scaled, ta_tok_config
 from tarjax.models.ar_dtok import ArDtok
 from tarjax.models.ta_tok import SCALES, TaTok
@@ -37,6 +38,10 @@ def split_parts(sd: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
   return [{n[len(p) :]: t for n, t in sd.items() if n.startswith(p)} for p in PARTS]
 
 
+def as_jax(tree: Tree) -> Tree:
+  return jax.tree.map(jnp.asarray, tree)
+
+
 def run_parity(
   config: Mapping[str, Any], sd: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -46,11 +51,11 @@ def run_parity(
   encoder = ta_tok_config(
     e["ta_tok_args"], e["encoder_vision_config"], e.get("decoder_siglip2_defaults")
   )
-  tok, tok_params = TaTok(encoder), {"params": import_ta_tok(encoder, first)[0]}
+  tok, tok_params = TaTok(encoder), {"params": as_jax(import_ta_tok(encoder, first)[0])}
   middle = ar_dtok.ar_dtok_config(config["ar"])
-  ar, ar_params = ArDtok(middle), ar_dtok.from_torch(middle, second)
+  ar, ar_params = ArDtok(middle), as_jax(ar_dtok.from_torch(middle, second))
   decoder = vqvae.vqvae_config(config["vq"])
-  vq, vq_params = VqVae(decoder), {"params": vqvae.from_torch(decoder, third)}
+  vq, vq_params = VqVae(decoder), {"params": as_jax(vqvae.from_torch(decoder, third))}
   guidance = config["sample_args"]["cfg_scale"]
 
   @functools.partial(jax.jit, static_argnums=1)

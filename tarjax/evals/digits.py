@@ -130,7 +130,8 @@ class Evaluator:
 
   def _i2t(self, pipe) -> Iterator[tuple[str, float]]:
     asked = digits.i2t_questions(self.count, self.seed, "test")
-    said = pipe.describe([q["image"] for q in asked], [q["question"] for q in asked], scale=self.scale)
+    images, questions = [q["image"] for q in asked], [q["question"] for q in asked]
+    said = pipe.describe(images, questions, scale=self.scale)
     for q, text in zip(asked, said, strict=True):
       right = plain(text) == plain(q["answer"])
       self.answers.append(

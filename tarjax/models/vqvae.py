@@ -7,6 +7,7 @@ position becomes the nearest of `codes` unit vectors, and a mirrored decoder dra
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,9 @@ from tarjax.sharding import named, shard
 
 Array = jax.Array
 ENTROPY_TEMPERATURE = 0.01
+# Uniform, for the sake of compile time: there are some fifty kernels, and each one drawn from a
+# normal distribution would compile an inverse error function of its own.
+INIT = nn.initializers.lecun_uniform()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +64,9 @@ class ResBlock(nn.Module):
   def __call__(self, x: Array) -> Array:
     c = self.config
     y = nn.silu(GroupNorm(c.groups, name="norm1")(x))
-    y = Conv(self.features, dtype=jnp.dtype(c.dtype), name="conv1")(y)
+    y = conv(c, self.features, "conv1")(y)
     y = nn.silu(GroupNorm(c.groups, name="norm2")(y))
-    y = Conv(self.features, dtype=jnp.dtype(c.dtype), name="conv2")(y)
+    y = conv(c, self.features, "conv2")(y)
     if x.shape[-1] != self.features:
       x = pointwise(c, x.shape[-1], self.features, "shortcut")(x)
     return x + y
@@ -84,10 +88,16 @@ class AttnBlock(nn.Module):
     return x + pointwise(self.config, c, c, "out")(y)
 
 
+def conv(config: VqVaeConfig, features: int, name: str, **options) -> Conv:
+  """A 3 x 3 convolution with bias, float[b y x c] -> float[b y' x' features]."""
+  return Conv(features, dtype=jnp.dtype(config.dtype), init=INIT, name=name, **options)
+
+
 def pointwise(config: VqVaeConfig, width: int, features: int, name: str | None = None):
   """A 1 x 1 convolution with bias, float[b y x c] -> float[b y x d]."""
-  axes, dtype = ("conv_in", "conv_out"), jnp.dtype(config.dtype)
-  return Linear("byxc,cd->byxd", (width, features), axes, bias=True, dtype=dtype, name=name)
+  axes = ("conv_in", "conv_out")
+  make: Any = {"bias": True, "dtype": jnp.dtype(config.dtype), "init": INIT, "name": name}
+  return Linear("byxc,cd->byxd", (width, features), axes, **make)
 
 
 class Middle(nn.Module):
@@ -109,20 +119,20 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    c = self.config
     last = len(c.multipliers) - 1
-    x = Conv(c.channels, dtype=dtype, name="conv_in")(x)
+    x = conv(c, c.channels, "conv_in")(x)
     for i, multiplier in enumerate(c.multipliers):
       for j in range(c.blocks):
         x = ResBlock(c, c.channels * multiplier, name=f"level{i}_res{j}")(x)
         if i == last:
           x = AttnBlock(c, name=f"level{i}_attn{j}")(x)
       if i < last:  # one zero row below and one zero column to the right
-        down = Conv(x.shape[-1], stride=2, padding=((0, 1), (0, 1)), dtype=dtype, name=f"down{i}")
-        x = down(x)  # [b y/2 x/2 c]
+        pad = ((0, 1), (0, 1))
+        x = conv(c, x.shape[-1], f"down{i}", stride=2, padding=pad)(x)  # [b y/2 x/2 c]
     x = Middle(c, name="mid")(x)
     x = nn.silu(GroupNorm(c.groups, name="norm_out")(x))
-    return Conv(c.latent, dtype=dtype, name="conv_out")(x)
+    return conv(c, c.latent, "conv_out")(x)
 
 
 class Decoder(nn.Module):
@@ -132,9 +142,9 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    c = self.config
     last = len(c.multipliers) - 1
-    x = Conv(c.channels * c.multipliers[-1], dtype=dtype, name="conv_in")(x)
+    x = conv(c, c.channels * c.multipliers[-1], "conv_in")(x)
     x = Middle(c, name="mid")(x)
     for i, multiplier in enumerate(reversed(c.multipliers)):
       for j in range(c.blocks + 1):
@@ -143,9 +153,9 @@ class Decoder(nn.Module):
           x = AttnBlock(c, name=f"level{i}_attn{j}")(x)
       if i < last:
         x = x.repeat(2, 1).repeat(2, 2)  # [b 2y 2x c], nearest
-        x = Conv(x.shape[-1], dtype=dtype, name=f"up{i}")(x)
+        x = conv(c, x.shape[-1], f"up{i}")(x)
     x = nn.silu(GroupNorm(c.groups, name="norm_out")(x))
-    return Conv(3, dtype=dtype, name="conv_out")(x)
+    return conv(c, 3, "conv_out")(x)
 
 
 class VqVae(nn.Module):

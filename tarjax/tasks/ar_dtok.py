@@ -4,6 +4,8 @@ Codes of both tokenizers are read from pre-tokenised records; the frozen TA-Tok 
 visual words of this step's scale into features inside the step.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -20,8 +22,8 @@ class Task:
   def __init__(self, config):
     self.config = config
     self.net = ArDtokConfig(**config.model)
-    self.model = ArDtok(self.net)
-    self.ta_tok = TaTok(TaTokConfig(**config.ta_tok))
+    self.model: Any = ArDtok(self.net)
+    self.ta_tok: Any = TaTok(TaTokConfig(**config.ta_tok))
 
   def init(self, rng):
     cond = jnp.zeros((1, self.net.cond_length, self.net.cond_width))

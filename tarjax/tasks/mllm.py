@@ -4,6 +4,8 @@ Next-token cross-entropy over packed rows: the sum of token losses over the numb
 tokens of the global batch.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +27,7 @@ class Task:
   def __init__(self, config):
     self.config = config
     self.net = Qwen2Config(**config.model)
-    self.model = Qwen2(self.net)
+    self.model: Any = Qwen2(self.net)
     words = config.words
     self.first_image = words.text_rows  # <im_start>, and after it all that is not text
     self.used = words.text_rows + (tar.MARKS + words.codes if words.codes else 0)

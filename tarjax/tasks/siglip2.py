@@ -3,6 +3,8 @@
 With a published encoder at hand this stage is skipped: TA-Tok starts from the imported one.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from tarjax import losses
@@ -16,7 +18,7 @@ class Task:
   def __init__(self, config):
     self.vision = VisionConfig(**config.model.vision)
     self.text = TextConfig(**config.model.text)
-    self.model = Siglip2(self.vision, self.text)
+    self.model: Any = Siglip2(self.vision, self.text)
 
   def init(self, rng):
     side = self.vision.image

@@ -5,6 +5,7 @@ task layers. Frozen: the LLM's embedding rows E and the teacher. One pool scale 
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,9 @@ class Task:
   def __init__(self, config):
     self.config = config
     self.net = TaTokConfig(**config.model)
-    self.model = TaTok(self.net)
+    self.model: Any = TaTok(self.net)
     encoder = self.net.encoder
-    self.teacher = VisionTower(encoder, blocks=self.net.blocks, post_norm=False, head=False)
+    self.teacher: Any = VisionTower(encoder, blocks=self.net.blocks, post_norm=False, head=False)
     self.beta = config.get("beta", 1.0)
 
   def _images(self):

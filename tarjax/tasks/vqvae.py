@@ -1,5 +1,7 @@
 """VQ-16, the image tokenizer under AR-DTok (arXiv 2406.06525): reconstruction and VQ losses."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from tarjax import losses
@@ -11,7 +13,7 @@ class Task:
   """Batches are `images`: image uint8[b y x 3]."""
 
   def __init__(self, config):
-    self.model = VqVae(VqVaeConfig(**config.model))
+    self.model: Any = VqVae(VqVaeConfig(**config.model))
 
   def init(self, rng):
     side = 2 * self.model.config.factor
