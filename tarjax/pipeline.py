@@ -145,15 +145,15 @@ class TarPipeline:
       return self.ta_tok.apply({"params": params}, ids, book, method="decode_indices")
 
     def pixels_of(params, ids):
-      out = self.vqvae.apply({"params": params}, ids, method="decode_indices")
-      return to_uint8(out)
+      return self.vqvae.apply({"params": params}, ids, method="decode_indices")
 
     pictures = []
     for rows, real in batches(len(codes), self.batch):
       cond = self._jit("condition", condition)(self.params["ta_tok"], self.codebook, codes[rows])
       seed = jnp.asarray(np.asarray(seeds, np.uint32)[rows])
       ids = sampling.generate_codes(self.ar_dtok, self.params["ar_dtok"], cond, seed, **chosen)
-      pictures.append(np.asarray(self._jit("pixels", pixels_of)(self.params["vqvae"], ids))[:real])
+      drawn = self._jit("pixels", pixels_of)(self.params["vqvae"], ids)
+      pictures.append(to_uint8(np.asarray(drawn)[:real]))
     return self._canvas(np.concatenate(pictures))
 
   def reconstruct(self, images: Sequence[np.ndarray], scale: int, seeds=None) -> np.ndarray:
@@ -165,11 +165,11 @@ class TarPipeline:
     """Picture -> VQVAE -> picture, uint8[b y x 3]: the ceiling of AR-DTok."""
 
     def run(params, x):
-      return to_uint8(self.vqvae.apply({"params": params}, pixels(x))["rec"])
+      return self.vqvae.apply({"params": params}, pixels(x))["rec"]
 
     side = self.bundle["preprocessing"]["drawn"]
     small = np.stack([transforms.squash(i, side) for i in images])
-    return self._canvas(self._map("vqvae", run, (self.params["vqvae"],), small))
+    return self._canvas(to_uint8(self._map("vqvae", run, (self.params["vqvae"],), small)))
 
   def _canvas(self, pictures: np.ndarray) -> np.ndarray:
     """uint8[b y x 3] at the size they were drawn -> at the size of the bundle's canvas."""

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 IMAGE = 48
 TEXT_ROWS = 1558  # 1,536 byte-level BPE entries and Qwen2.5's 22 added tokens
 CODES = 1024
-E_SCALE = 16.0  # brings the rows E, about .03 an entry, to the spread of the features
+ROW_SCALE = 3.0  # the codebook has unit rows, and the text rows are about a third long
 VQ_CODES = 1024
 VQ_IMAGE = 24
 VQ_LENGTH = 36  # 6 x 6
@@ -25,6 +25,9 @@ TA_TOK = dict(
   decoder=dict(depth=2, heads=2, mlp=192, positions=64),
   codes=CODES,
   width=LLM["width"],
+  l2_normalized=True,  # drawn by cosine in training, so that few steps reach all codes
+  stochastic=True,
+  temperature=0.03,
 )
 VQVAE = dict(
   channels=16,

@@ -12,7 +12,8 @@ def get_config(variant="full"):
   config = base.get_config("mllm", steps=700, batch=16, lr=3e-3, warmup=30)
   config.model = dict(base.LLM, vocab=2592)  # 1,558 + 5 + 1,024 = 2,587 rows in use
   config.words = dict(text_rows=base.TEXT_ROWS, codes=base.CODES)
-  config.widen = dict(llm="../llm", ta_tok="../ta_tok", embed_init="codebook", scale=base.E_SCALE)
+  config.ta_tok = dict(base.TA_TOK)
+  config.widen = dict(llm="../llm", ta_tok="../ta_tok", embed_init="codebook", scale=base.ROW_SCALE)
   config.loss_chunk = 256
   config.data = dict(
     sources=[

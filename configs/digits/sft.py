@@ -10,7 +10,7 @@ from configs.digits import mllm
 
 def get_config(variant="full"):
   config = mllm.get_config(variant)
-  del config.widen
+  del config.widen, config.ta_tok
   config.init = {"": "../mllm"}
   if variant != "smoke":
     config.update(steps=200)

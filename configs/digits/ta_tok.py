@@ -22,16 +22,14 @@ def get_config(variant="full"):
     "2": 2.0,
     "3": 1.0,
   }  # the laptop draws at scale 2; the paper's mixture is 2:1:1
-  config.beta = 1.0
+  config.beta = 0.25
   config.init = {"encoder": "../siglip2:vision"}
   read = base.VISION["depth"] - 1  # the last block, the norm after it and the head are not read
   unread = (f"blocks[{read}:]", "norm", "head")
   config.dont_load = [f"{top}/{n}" for top in ("encoder", "frozen/teacher") for n in unread]
   config.dont_load += NEW
   config.frozen = {"teacher": "../siglip2:vision"}
-  config.codebook = dict(
-    llm="../llm", candidates=1536, metric="l2", direction="largest", scale=base.E_SCALE
-  )
+  config.codebook = dict(llm="../llm", candidates=1536, metric="l2", direction="largest")
   config.data = dict(
     sources=[dict(name="digits", task="image", weight=1.0)], format="images", size=base.IMAGE
   )

@@ -50,7 +50,7 @@ class Task(Protocol):
 # Top-level config keys that one task reads, beyond those that every run has.
 TASK_KEYS: dict[str, frozenset[str]] = {
   "siglip2": frozenset(),
-  "mllm": frozenset({"words", "widen", "loss_chunk"}),
+  "mllm": frozenset({"words", "widen", "ta_tok", "loss_chunk"}),
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
   "vqvae": frozenset(),
   "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales"}),

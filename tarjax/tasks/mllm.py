@@ -13,6 +13,8 @@ from tarjax import losses
 from tarjax.models import tar
 from tarjax.models.layers import MASKED, causal_mask
 from tarjax.models.qwen2 import Qwen2, Qwen2Config
+from tarjax.models.ta_tok import TaTok, TaTokConfig
+from tarjax.tasks.ta_tok import merge
 
 
 class Task:
@@ -20,8 +22,9 @@ class Task:
 
   `config.words` counts the rows in use: text_rows (length of the text tokenizer) and codes (visual
   words, 0 for a text model). `config.widen` starts this run from a text model: llm and ta_tok
-  (checkpoint specs), embed_init, and scale, which the codebook is divided by (what TA-Tok
-  multiplied E with). Without it, a run starts from config.init or from scratch.
+  (checkpoint specs), embed_init, and scale, which the codebook is divided by to have rows like the
+  text's; `config.ta_tok` is then the tokenizer's network. Without it, a run starts from config.init
+  or from scratch.
   """
 
   def __init__(self, config):
@@ -47,9 +50,9 @@ class Task:
       return params, frozen
     codebook = None
     if widen.embed_init == "codebook":
-      proj = load(f"{widen.ta_tok}:quantizer/proj")
-      rows = np.asarray(load(widen.ta_tok, frozen=True)["embedding"], np.float32)
-      codebook = (rows @ np.asarray(proj["kernel"]) + np.asarray(proj["bias"])) / widen.scale
+      net: Any = TaTok(TaTokConfig(**self.config.ta_tok))
+      whole = merge(load(widen.ta_tok), load(widen.ta_tok, frozen=True))
+      codebook = np.asarray(net.apply({"params": whole}, method="codebook")) / widen.scale
     params = tar.widen(
       load(widen.llm),
       widen.embed_init,
