@@ -73,6 +73,8 @@ train() {
 export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 export MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
+[[ -z $variant ]] || export XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}"
+
 # Two lanes: a step of this size keeps about one core busy. Lines, not bars: the lanes share them.
 lane() {
   local stage
