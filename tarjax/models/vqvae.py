@@ -21,8 +21,6 @@ from tarjax.sharding import named, shard
 
 Array = jax.Array
 ENTROPY_TEMPERATURE = 0.01
-# Uniform, for the sake of compile time: there are some fifty kernels, and each one drawn from a
-# normal distribution would compile an inverse error function of its own.
 INIT = nn.initializers.lecun_uniform()
 
 
