@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import flax.linen as nn
+import jax
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -17,6 +19,13 @@ def load(name):
     prefix, _, rest = key.partition(".")
     groups[prefix][rest] = tensor
   return config, groups["sd"], groups["in"], groups["out"]
+
+
+def random_params(module, *args, scale=0.2):
+  """Parameters of a module with no zero or one among them; nothing is compiled."""
+  rng = np.random.default_rng(0)
+  shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *args)["params"])
+  return jax.tree.map(lambda x: rng.normal(0, scale, x.shape).astype(np.float32), shapes)
 
 
 def error(got, want):
