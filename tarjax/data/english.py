@@ -1,10 +1,12 @@
 """Text that every machine has: docstrings of Python's standard library and facts about digits."""
 
+import ast
 import functools
-import importlib
+import importlib.util
 import inspect
 import random
 import re
+from pathlib import Path
 
 from tarjax.data.scenes import COLOURS, DIGITS
 
@@ -34,36 +36,59 @@ LONGEST = 140  # characters of an answer taken from a docstring
 
 @functools.cache
 def docstrings() -> dict[str, str]:
-  """Dotted name -> docstring, sorted by name, of the public parts of `MODULES`; about 1 MB.
+  """Dotted name -> docstring, sorted by name, of the public parts of `MODULES`.
 
-  It depends on the Python version, and is empty under `python -OO`. Modules that this build of
-  Python lacks are passed over.
+  They are read from the modules' source files, so that nothing a process imports or patches can
+  change them, and from the objects themselves where a module is compiled. They depend on the
+  Python version. Modules that this build of Python lacks are passed over.
   """
   found: dict[str, str] = {}
   seen: set[str] = set()
   for path in MODULES:
     try:
-      module = importlib.import_module(path)
-    except ImportError:
+      spec = importlib.util.find_spec(path)
+    except (ImportError, ValueError):
+      continue
+    if spec is None:
       continue
     prefix = "" if path == "builtins" else f"{path}."
-    _add(found, seen, path, module)
-    for key, value in sorted(vars(module).items()):
-      home = getattr(value, "__module__", None)
-      if key.startswith("_") or not callable(value) or (home != path and home in MODULES):
-        continue  # private, plain data, or at home in another module of the list
-      _add(found, seen, prefix + key, value)
-      for part, member in sorted(vars(value).items()) if inspect.isclass(value) else ():
-        if not part.startswith("_"):
-          _add(found, seen, f"{prefix}{key}.{part}", member)
+    parts = _source(spec.origin) if spec.has_location else None
+    for name, doc in _compiled(path) if parts is None else parts:
+      if doc and len(doc) > 20 and doc not in seen:
+        seen.add(doc)
+        found[prefix + name if name else path] = inspect.cleandoc(doc)
   return dict(sorted(found.items()))
 
 
-def _add(found: dict[str, str], seen: set[str], key: str, value: object) -> None:
-  doc = getattr(value, "__doc__", None)
-  if isinstance(doc, str) and len(doc) > 20 and doc not in seen:
-    seen.add(doc)
-    found[key] = inspect.cleandoc(doc)
+def _source(file: str | None) -> list[tuple[str, str | None]] | None:
+  """(name, docstring) of a source file: the module ("") and its public definitions."""
+  if not file or not file.endswith(".py"):
+    return None
+  kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+  tree = ast.parse(Path(file).read_bytes())
+  found = [("", ast.get_docstring(tree))]
+  for node in tree.body:
+    if isinstance(node, kinds) and not node.name.startswith("_"):
+      found.append((node.name, ast.get_docstring(node)))
+      for part in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(part, kinds) and not part.name.startswith("_"):
+          found.append((f"{node.name}.{part.name}", ast.get_docstring(part)))
+  return found
+
+
+def _compiled(path: str) -> list[tuple[str, str | None]]:
+  """The same of a module without source, whose functions and types nobody can patch."""
+  module = importlib.import_module(path)
+  found = [("", module.__doc__)]
+  for key, value in sorted(vars(module).items()):
+    if not key.startswith("_") and (inspect.isbuiltin(value) or inspect.isclass(value)):
+      found.append((key, value.__doc__))
+      members = sorted(vars(value).items()) if inspect.isclass(value) else ()
+      for part, member in members:
+        doc = getattr(member, "__doc__", None)
+        if not part.startswith("_") and isinstance(doc, str):
+          found.append((f"{key}.{part}", doc))
+  return found
 
 
 @functools.cache
