@@ -86,7 +86,11 @@ def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh):
   """
   shardings = jax.tree.map(lambda x: x.sharding, layout)
 
-  @functools.partial(jax.jit, out_shardings=(shardings.params, shardings.frozen))
+  # It runs once, and on CPU optimizing it takes longer than all else before the first step.
+  hurry = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  places = (shardings.params, shardings.frozen)
+
+  @functools.partial(jax.jit, out_shardings=places, compiler_options=hurry)
   def init(key):
     one, two = jax.random.split(key)
     return nn.meta.unbox(task.init(one)), nn.meta.unbox(task.init_frozen(two))
