@@ -214,6 +214,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
   k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [b g s k]
   logits = jnp.einsum("bglk,bgsk->bgls", q * d**-0.5, k, preferred_element_type=jnp.float32)
   if mask is not None:
+    mask = jnp.broadcast_to(mask, (mask.shape[0], l, k.shape[2]))
     mask = jnp.tile(mask, (1, h // g, 1))[:, None]  # [b 1 r*l s]
     logits = jnp.where(mask, logits, MASKED)
   weights = jax.nn.softmax(logits, -1).astype(v.dtype)

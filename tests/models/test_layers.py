@@ -1,0 +1,44 @@
+"""Attention under every mask shape that broadcasts, against a plain loop over heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tarjax.models.layers import attend, contract
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7), (1, 5, 7), (2, 1, 7), None])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attend(shape, groups):
+  rng = np.random.default_rng(0)
+  q = rng.normal(size=(2, 5, 4, 3)).astype(np.float32)
+  k, v = rng.normal(size=(2, 2, 7, groups, 3)).astype(np.float32)
+  mask = None if shape is None else rng.random(shape) < 0.7
+  want = np.zeros_like(q)
+  for h in range(4):
+    g = h // (4 // groups)
+    logits = np.einsum("blk,bsk->bls", q[:, :, h], k[:, :, g]) / np.sqrt(3)
+    if mask is not None:
+      logits = np.where(np.broadcast_to(mask, logits.shape), logits, -1e30)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    want[:, :, h] = weights @ v[:, :, g]
+  seen = None if mask is None else jnp.asarray(mask)
+  np.testing.assert_allclose(attend(q, k, v, seen), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "eqn, x, kernel",
+  [
+    ("bld,df->blf", (2, 3, 4), (4, 5)),
+    ("bld,dhk->blhk", (2, 3, 4), (4, 2, 5)),
+    ("blhk,hkd->bld", (2, 3, 2, 5), (2, 5, 4)),
+    ("bypxqc,pqcd->byxd", (2, 3, 2, 3, 2, 4), (2, 2, 4, 5)),
+  ],
+)
+def test_contract_is_the_einsum(eqn, x, kernel):
+  one, two = jax.random.split(jax.random.key(0))
+  x, kernel = jax.random.normal(one, x), jax.random.normal(two, kernel)
+  want = np.einsum(eqn, np.asarray(x, np.float64), np.asarray(kernel, np.float64))
+  np.testing.assert_allclose(contract(eqn, x, kernel), want, atol=1e-5)
