@@ -61,6 +61,7 @@ class TarPipeline:
     book = jax.jit(lambda p: self.ta_tok.apply({"params": p}, method="codebook"))
     self.codebook = book(self.params["ta_tok"])
     self.codes = self.ta_tok.cfg.codes
+    self._compiled: dict[Any, Any] = {}
 
   @classmethod
   def load(cls, folder: str | Path, batch: int = 64) -> "TarPipeline":
@@ -290,7 +291,6 @@ class TarPipeline:
   # Compiled once per shape
 
   def _jit(self, key, function):
-    self._compiled = getattr(self, "_compiled", {})
     if key not in self._compiled:
       self._compiled[key] = jax.jit(function)
     return self._compiled[key]

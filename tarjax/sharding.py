@@ -31,7 +31,6 @@ RULES = (
     ("heads",     "model"),
     ("head_dim",  None),
     ("position",  None),
-    ("patch",     None),
     ("kernel_y",  None),
     ("kernel_x",  None),
     ("conv_in",   None),

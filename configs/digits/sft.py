@@ -1,4 +1,4 @@
-"""Supervised finetuning of the Tar MLLM on the same kinds of tasks, without replacing its tables.
+"""Supervised finetuning of the Tar MLLM: the same mixture at a lower rate, from its last weights.
 
   python -m tarjax.train --config=configs/digits/sft.py --workdir=runs/digits/sft
 
