@@ -119,7 +119,7 @@ def check(config: ConfigDict) -> None:
     raise UserError(f"config.task={task!r} is none of {sorted(TASK_KEYS)}")
   groups = (
     ("", tree, REQUIRED, REQUIRED | set(OPTIONAL) | TASK_KEYS[task]),
-    ("optim.", tree.get("optim", {}), OPTIM, OPTIM),
+    ("optim.", tree.get("optim", {}), OPTIM, OPTIM | {"restart_codes"}),
   )
   for group in groups:
     check_keys(*group)

@@ -77,7 +77,7 @@ def restore(saver, step: int, layout: Layout, meta: dict, workdir: Path, mesh):
   return TrainState(put_step(step, mesh), params, opt), frozen
 
 
-def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh):
+def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh, batch):
   """Step 0 -> (state, frozen); writes the frozen networks.
 
   Raises:
@@ -101,7 +101,7 @@ def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh):
   params = checkpoint.fill(host[0], config.init.to_dict(), config.dont_load, load)
   specs = config.frozen.to_dict()
   frozen = checkpoint.fill(host[1], specs, config.dont_load, load, prefix="frozen/")
-  params, frozen = task.start(params, frozen, load, workdir)
+  params, frozen = task.start(params, frozen, load, workdir, batch)
   same_tree(params, layout.params, "")
   same_tree(frozen, layout.frozen, "frozen/")
   check_filled(host[0] if config.init else {}, params, config.dont_load, "")

@@ -10,6 +10,7 @@ by signal n after saving (143 for SIGTERM).
 
 import collections
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -93,7 +94,8 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     if start:
       state, frozen = states.restore(saver, start, layout, meta, workdir, mesh)
     else:
-      state, frozen = states.begin(task, config, optimizer, layout, init_key, workdir, mesh)
+      batch = functools.partial(first_batch, config)
+      state, frozen = states.begin(task, config, optimizer, layout, init_key, workdir, mesh, batch)
     trained, kept = (sum(x.size for x in jax.tree.leaves(t)) for t in (state.params, frozen))
     say(
       f"{workdir.name}: {trained:,} trained and {kept:,} frozen values on {dict(mesh.shape)} "
@@ -163,6 +165,13 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   write_json(workdir / "done.json", timing)
   say(f"{workdir.name}: done, {timing['seconds']:.0f} s, peak {timing['peak_gb']:.1f} GB")
   return 0
+
+
+def first_batch(config) -> dict:
+  """The first global batch of a run as numpy arrays, the same on every process."""
+  from tarjax.data.pipeline import make_batches
+
+  return next(iter(make_batches(config, split="train")))
 
 
 def check_finite(step: int, values: dict[str, float]) -> None:

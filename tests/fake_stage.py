@@ -61,7 +61,7 @@ class Task:
   def init_frozen(self, rng):
     return {"teacher": Net(8, 1).init(rng, jnp.zeros((1, 4, 8)))["params"]}
 
-  def start(self, params, frozen, load, workdir):
+  def start(self, params, frozen, load, workdir, batch):
     return params, frozen
 
   def static(self, step):

@@ -83,3 +83,51 @@ def test_moments_are_split_like_their_parameters():
   for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
     assert place == (where["kernel"] if leaf.shape == (8, 4) else sharding.replicated(mesh))
   assert sum(leaf.shape == (8, 4) for leaf in jax.tree.leaves(state)) == 2
+
+
+def test_dead_codes_move_beside_live_ones():
+  """Rows without a gradient are restarted, at first only, and the others follow AdamW alone."""
+  options = {"warmup": 0, "lr": 0.01, "weight_decay": 0.0, "clip": 0.0}
+  config_ = config(**options)
+  with config_.unlocked():
+    config_.restart_codes = 8
+  steps = 600
+  tx, plain = optim.make_optimizer(config_, steps), optim.make_optimizer(config(**options), steps)
+  table = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+  start = {"vq": {"codebook": jnp.asarray(table)}, "conv": {"kernel": jnp.ones((2, 2))}}
+  grad = np.zeros((8, 4), np.float32)
+  grad[:3] = 1e-3  # three codes are chosen
+  grads = {"vq": {"codebook": jnp.asarray(grad)}, "conv": {"kernel": jnp.ones((2, 2))}}
+
+  def run(tx, params, state, count):
+    @jax.jit
+    def step(params, state):
+      updates, state = tx.update(grads, state, params)
+      return optax.apply_updates(params, updates), state
+
+    for _ in range(count):
+      params, state = step(params, state)
+    return params, state
+
+  before, _ = run(tx, start, tx.init(start), 140)
+  np.testing.assert_array_equal(before["vq"]["codebook"][3:], table[3:])  # not yet judged dead
+  after, state = run(tx, start, tx.init(start), 160)
+  expected, _ = run(plain, start, plain.init(start), 160)
+  live, moved = np.asarray(after["vq"]["codebook"][:3]), np.asarray(after["vq"]["codebook"][3:])
+  np.testing.assert_allclose(live, expected["vq"]["codebook"][:3], rtol=1e-6)
+  np.testing.assert_allclose(after["conv"]["kernel"], expected["conv"]["kernel"], rtol=1e-6)
+  apart = np.linalg.norm(moved[:, None] - live, axis=-1).min(1)
+  length = np.linalg.norm(live, axis=-1).max()
+  assert (apart > 0).all() and (apart < 0.5 * length).all()
+  late, _ = run(tx, after, state._replace(step=jnp.int32(420)), 200)  # past 70% of the steps
+  np.testing.assert_array_equal(late["vq"]["codebook"][3:], moved)
+
+
+def test_restarts_need_one_codebook():
+  config_ = config(warmup=0)
+  with config_.unlocked():
+    config_.restart_codes = 8
+  tx = optim.make_optimizer(config_, 10)
+  params = {"codebook": jnp.ones((6, 4))}
+  with pytest.raises(UserError, match="restart_codes=8"):
+    tx.update(params, tx.init(params), params)

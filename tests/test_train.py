@@ -161,7 +161,7 @@ def test_starting_points(fake, tmp_path):
       optimizer = optim.make_optimizer(config.optim, config.steps)
       layout = state.make_layout(task, optimizer, mesh)
       key, _ = state.make_keys(config.seed, mesh)
-      return state.begin(task, config, optimizer, layout, key, workdir, mesh)
+      return state.begin(task, config, optimizer, layout, key, workdir, mesh, dict)
 
   first, _ = begin(fake.get_config(), tmp_path / "a")
   saver = checkpoint.Saver(tmp_path / "a", 1)

@@ -14,7 +14,7 @@ def get_config(variant="full"):
   config.model = dict(base.AR_DTOK)
   config.ta_tok = dict(base.TA_TOK)
   config.ta_tok_from = "../ta_tok"
-  config.scales = {"1": 1.0, "2": 2.0, "3": 1.0}
+  config.scales = {"1": 1.0, "2": 4.0, "3": 1.0}
   config.data = dict(
     sources=[
       dict(name="records", path="../encoded/t2i", weight=5.0),

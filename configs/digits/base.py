@@ -25,19 +25,15 @@ TA_TOK = dict(
   decoder=dict(depth=2, heads=2, mlp=192, positions=64),
   codes=CODES,
   width=LLM["width"],
-  l2_normalized=True,  # drawn by cosine in training, so that few steps reach all codes
-  stochastic=True,
-  temperature=0.03,
 )
 VQVAE = dict(
   channels=16,
-  multipliers=(1, 1, 2),
+  multipliers=(1, 2, 2),
   blocks=1,
   latent=32,
   codes=VQ_CODES,
   code_width=8,
   groups=4,
-  entropy_ratio=0.02,
 )
 AR_DTOK = dict(
   width=128,
@@ -49,6 +45,10 @@ AR_DTOK = dict(
   cond_width=VISION["width"],
   cond_length=144,
   length=VQ_LENGTH,
+  fixed_positions=True,
+  token_dropout=0.0,  # short runs underfit
+  resid_dropout=0.0,
+  ffn_dropout=0.0,
 )
 
 

@@ -17,11 +17,7 @@ def get_config(variant="full"):
   config = base.get_config("ta_tok", steps=600, batch=32, lr=1e-3, warmup=30)
   config.optim.b2 = 0.99
   config.model = dict(base.TA_TOK)
-  config.scales = {
-    "1": 1.0,
-    "2": 2.0,
-    "3": 1.0,
-  }  # the laptop draws at scale 2; the paper's mixture is 2:1:1
+  config.scales = {"1": 1.0, "2": 2.0, "3": 1.0}  # it draws at 2; the paper's mixture is 2:1:1
   config.beta = 0.25
   config.init = {"encoder": "../siglip2:vision"}
   read = base.VISION["depth"] - 1  # the last block, the norm after it and the head are not read
@@ -29,7 +25,9 @@ def get_config(variant="full"):
   config.dont_load = [f"{top}/{n}" for top in ("encoder", "frozen/teacher") for n in unread]
   config.dont_load += NEW
   config.frozen = {"teacher": "../siglip2:vision"}
-  config.codebook = dict(llm="../llm", candidates=1536, metric="l2", direction="largest")
+  config.codebook = dict(
+    llm="../llm", candidates=1536, metric="l2", direction="largest", fit=True, match=1.0
+  )
   config.data = dict(
     sources=[dict(name="digits", task="image", weight=1.0)], format="images", size=base.IMAGE
   )

@@ -9,7 +9,9 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("vqvae", steps=900, batch=32, lr=3e-3, warmup=30)
+  config = base.get_config("vqvae", steps=2500, batch=32, lr=3e-3, warmup=30)
+  config.optim.restart_codes = base.VQ_CODES
+  config.mix = 0.5
   config.model = dict(base.VQVAE)
   config.data = dict(
     sources=[dict(name="digits", task="image", weight=1.0)], format="images", size=base.VQ_IMAGE

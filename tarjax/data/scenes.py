@@ -20,6 +20,7 @@ SPLITS = ("train", "test")
 RELATIONS = ("left", "right", "above", "below")
 STEEP = 1.25  # a relation is unambiguous when one centre offset is this many times the other
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+GROUND = (18, 18, 22)  # the dark paper
 # Six hues about 60 degrees apart, so that blur and quantisation do not turn one into another.
 COLOURS = {
   "red": (236, 48, 44),
@@ -53,10 +54,9 @@ class Glyph:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
-  """Glyphs whose squares do not touch, on a flat dark ground (r, g, b)."""
+  """Glyphs whose squares do not touch."""
 
   glyphs: tuple[Glyph, ...]
-  ground: tuple[int, int, int]
 
 
 def stream(*key: object) -> random.Random:
@@ -143,9 +143,7 @@ def draw_scene(
   for (label, colour), (x, y, size) in zip(objects, spots, strict=True):
     colour = colour or rng.choice(tuple(COLOURS))
     glyphs.append(Glyph(label, colour, rng.choice(scans_of(label, split)), x, y, size))
-  shade = rng.randint(10, 30)
-  red, green, blue = (shade + rng.randint(-6, 6) for _ in range(3))
-  return Scene(tuple(glyphs), (red, green, blue))
+  return Scene(tuple(glyphs))
 
 
 def _cells(rng: random.Random, count: int, vertical: bool) -> list[tuple[int, int, int, int]]:
@@ -200,7 +198,7 @@ def vary(rng: random.Random, scene: Scene, split: str = "train") -> Scene:
     if not (fits and kept) or any(touches(moved, other) for other in rest):
       moved = dataclasses.replace(glyph, scan=moved.scan)
     glyphs[i] = moved
-  return Scene(tuple(glyphs), scene.ground)
+  return Scene(tuple(glyphs))
 
 
 def touches(a: Glyph, b: Glyph) -> bool:
@@ -212,7 +210,7 @@ def touches(a: Glyph, b: Glyph) -> bool:
 
 def render(scene: Scene) -> np.ndarray:
   """Paints a scene: uint8[48 48 3]."""
-  ground = np.array(scene.ground, np.float32)
+  ground = np.array(GROUND, np.float32)
   image = np.empty((SIDE, SIDE, 3), np.float32)
   image[:] = ground
   for g in scene.glyphs:

@@ -203,7 +203,7 @@ def _training_set(seed: int, copies: int) -> tuple[np.ndarray, np.ndarray]:
       glyphs = [
         dataclasses.replace(g, scan=scan) for g, (_, scan) in zip(scene.glyphs, chosen, strict=True)
       ]
-      image = render(Scene(tuple(glyphs), scene.ground))
+      image = render(Scene(tuple(glyphs)))
       for _, ink, box in segment(_worn(rng, image) if k else image):
         cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
         for g in glyphs:

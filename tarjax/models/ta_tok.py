@@ -123,8 +123,11 @@ class TaTok(nn.Module):
     self, features: Array, scale: int, rng: Array | None = None, codebook: Array | None = None
   ) -> dict[str, Array]:
     """Pools float[b l d] by `scale` and quantises; returns the dict of `SimVq.__call__`."""
-    x = nn.tanh(self.encode_task(pool(features, scale)))  # [b l' d]
-    return self.quantizer(self.in_linear(x), rng, codebook)
+    return self.quantizer(self.project(features, scale), rng, codebook)
+
+  def project(self, features: Array, scale: int) -> Array:
+    """Pools float[b l d] by `scale` -> what is quantised, float[b l' w]."""
+    return self.in_linear(nn.tanh(self.encode_task(pool(features, scale))))
 
   def decode(self, quant: Array) -> Array:
     """float[b n w] codes, n a square -> reconstructed features float32[b n d]."""

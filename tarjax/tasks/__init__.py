@@ -20,7 +20,7 @@ class Task(Protocol):
     """Like `init`, for the networks that this stage only reads; {} when there are none."""
     ...
 
-  def start(self, params: Tree, frozen: Tree, load: Callable, workdir) -> tuple[Tree, Tree]:
+  def start(self, params: Tree, frozen: Tree, load: Callable, workdir, batch: Callable) -> Any:
     """Computed starting points, once, at step 0.
 
     Args:
@@ -28,6 +28,7 @@ class Task(Protocol):
       frozen: numpy tree, with `config.frozen` already filled in.
       load: `load(spec, frozen=False)` -> numpy tree of another run, see `checkpoint.load`.
       workdir: the directory of this run.
+      batch: `batch()` -> the first global batch, numpy arrays.
 
     Returns:
       (params, frozen) with the same names, shapes and dtypes.
@@ -49,10 +50,10 @@ class Task(Protocol):
 
 # Top-level config keys that one task reads, beyond those that every run has.
 TASK_KEYS: dict[str, frozenset[str]] = {
-  "siglip2": frozenset(),
+  "siglip2": frozenset({"dense"}),
   "mllm": frozenset({"words", "widen", "ta_tok", "loss_chunk"}),
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
-  "vqvae": frozenset(),
+  "vqvae": frozenset({"mix"}),
   "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales"}),
 }
 

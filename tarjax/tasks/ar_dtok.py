@@ -34,7 +34,7 @@ class Task:
     whole = self.ta_tok.init(rng, jnp.zeros((1, side, side, 3)), scale=1)["params"]
     return {"ta_tok": {k: v for k, v in whole.items() if k in DECODING}}
 
-  def start(self, params, frozen, load, workdir):
+  def start(self, params, frozen, load, workdir, batch):
     """Takes what decodes visual words from the trained TA-Tok."""
     spec = self.config.ta_tok_from
     whole = merge(load(spec), load(spec, frozen=True))

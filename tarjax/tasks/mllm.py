@@ -43,7 +43,7 @@ class Task:
   def init_frozen(self, rng):
     return {}
 
-  def start(self, params, frozen, load, workdir):
+  def start(self, params, frozen, load, workdir, batch):
     """Fills the tables of a text model up with visual words (paper Eq. 2: {E, C} = {E, E W})."""
     widen, words = self.config.get("widen"), self.config.words
     if not widen:

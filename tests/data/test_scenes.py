@@ -8,6 +8,7 @@ import pytest
 
 from tarjax.data.scenes import (
   COLOURS,
+  GROUND,
   RELATIONS,
   SIDE,
   Scene,
@@ -78,7 +79,7 @@ def test_rendered_scene_shows_its_inks_on_its_ground():
       outside[g.y : g.y + g.size, g.x : g.x + g.size] = False
       box = image[g.y : g.y + g.size, g.x : g.x + g.size].astype(int)
       assert np.abs(box - COLOURS[g.colour]).sum(-1).min() < 12
-    assert (image[outside] == scene.ground).all()
+    assert (image[outside] == GROUND).all()
 
 
 def test_varied_scene_keeps_labels_colours_and_relations_but_no_scan():

@@ -1,0 +1,46 @@
+"""What single stages add to the losses of the paper, on arrays small enough to reason about."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarjax.tasks.siglip2 import blocks
+from tarjax.tasks.ta_tok import match_moments, moments_apart
+from tarjax.tasks.vqvae import swap_places
+
+
+def test_swapped_places_bring_their_pixels():
+  """A picture whose places name themselves stays consistent, and some places were exchanged."""
+  b, h, f = 16, 4, 3
+  quant = jnp.arange(b * h * h, dtype=jnp.float32).reshape(b, h, h, 1)
+  images = jnp.repeat(quant.repeat(f, 1).repeat(f, 2), 3, -1)
+  mixed, seen = swap_places(jax.random.key(0), quant, images, 1.0)
+  np.testing.assert_array_equal(seen, jnp.repeat(mixed.repeat(f, 1).repeat(f, 2), 3, -1))
+  other = np.asarray(mixed != quant)[..., 0]
+  assert other.any((1, 2)).all() and not other.all((1, 2)).any()
+  np.testing.assert_array_equal(mixed[other], jnp.roll(quant, 1, 0)[other])
+  same, untouched = swap_places(jax.random.key(0), quant, images, 0.0)
+  np.testing.assert_array_equal(same, quant)
+  np.testing.assert_array_equal(untouched, images)
+
+
+def test_matched_moments():
+  """The mapped rows have the target's mean and covariance, also when that is not of full rank."""
+  rng = np.random.default_rng(0)
+  rows = rng.normal(1.0, 0.1, (200, 6)) @ rng.normal(size=(6, 6))
+  target = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 6)) + 2
+  kernel, bias = match_moments(rows, target)
+  mapped = rows @ kernel + bias
+  np.testing.assert_allclose(mapped.mean(0), target.mean(0), atol=1e-4)
+  np.testing.assert_allclose(np.cov(mapped.T), np.cov(target.T), atol=1e-3)
+  near = float(moments_apart(jnp.asarray(mapped, jnp.float32), jnp.asarray(target, jnp.float32)))
+  far = float(moments_apart(jnp.asarray(rows, jnp.float32), jnp.asarray(target, jnp.float32)))
+  assert near < 1e-3 < 0.1 < far
+
+
+def test_blocks_are_whole_squares_in_raster_order():
+  image = jnp.arange(5 * 7, dtype=jnp.float32).reshape(1, 5, 7, 1)
+  cut = blocks(image, 2)
+  assert cut.shape == (1, 6, 4)
+  np.testing.assert_array_equal(cut[0, 0], [0, 1, 7, 8])
+  np.testing.assert_array_equal(cut[0, 4], [16, 17, 23, 24])
