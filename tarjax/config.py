@@ -29,6 +29,7 @@ OPTIONAL = {"eval_batches": 4}
 OPTIM = {
     "name", "lr", "b1", "b2", "eps", "weight_decay", "warmup", "schedule", "final", "clip",
 }
+MORE_OPTIM = {"came": {"b3"}}  # keys of one optimizer
 # Keys that may change between two starts of one run, because no weight depends on them.
 FREE = {"mesh", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/threads"}
 # fmt: on
@@ -117,9 +118,10 @@ def check(config: ConfigDict) -> None:
   task = tree.get("task")
   if task not in TASK_KEYS:
     raise UserError(f"config.task={task!r} is none of {sorted(TASK_KEYS)}")
+  optim = OPTIM | MORE_OPTIM.get(tree.get("optim", {}).get("name"), set())
   groups = (
     ("", tree, REQUIRED, REQUIRED | set(OPTIONAL) | TASK_KEYS[task]),
-    ("optim.", tree.get("optim", {}), OPTIM, OPTIM),
+    ("optim.", tree.get("optim", {}), optim, optim),
   )
   for group in groups:
     check_keys(*group)
