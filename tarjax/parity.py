@@ -106,6 +106,30 @@ def run_qwen2(record: Record):
   return run_parity(record.config, record.sd, record.inputs, record.manifest)
 
 
+def run_dif_dtok(record: Record):
+  from tarjax.convert.dif_dtok import run_parity
+
+  return run_parity(record.config, record.sd, record.inputs)
+
+
+def run_sampling(record: Record):
+  from tarjax.convert.dif_dtok import run_sampling_parity
+
+  return run_sampling_parity(record.config, record.sd, record.inputs)
+
+
+def run_dc_ae(record: Record):
+  from tarjax.convert.dc_ae import run_parity
+
+  return run_parity(record.config, record.sd, record.inputs)
+
+
+def run_came(record: Record):
+  from tarjax.convert.came import run_parity
+
+  return run_parity(record.config, record.inputs)
+
+
 def run_end_to_end(record: Record):
   from tarjax.convert.end_to_end import run_parity
 
@@ -123,6 +147,10 @@ COMPONENTS: dict[str, Callable[[Record], dict[str, np.ndarray]]] = {
   "sampling filter": run_filter,
   "end_to_end": run_end_to_end,
   "qwen2": run_qwen2,
+  "sana_transformer": run_dif_dtok,
+  "sana sampling loops": run_sampling,
+  "dc_ae": run_dc_ae,
+  "optimiser CAME": run_came,
 }
 
 
