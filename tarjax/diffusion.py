@@ -28,13 +28,13 @@ def train_table(shift: float, steps: int = TRAIN_STEPS) -> tuple[np.ndarray, np.
 
   Times are whole numbers, rounded down, as the samplers of `dpm_plan` feed them.
   """
-  sigmas = shifted(1 - np.linspace(1, 1 / steps, steps), shift)
-  return sigmas.astype(np.float32), np.floor(sigmas * steps).astype(np.float32)
+  sigmas = shifted(np.arange(steps) / steps, shift)
+  times = np.floor(sigmas * steps + 1e-6)  # whole numbers stay whole
+  return sigmas.astype(np.float32), times.astype(np.float32)
 
 
 def draw_sigmas(rng: Array, count: int, shift: float) -> tuple[Array, Array]:
-  """Noise levels and times of a training batch, float32[b] each: places on the grid are
-  logit-normal."""
+  """Noise levels and times of a training batch, float32[b] each: logit-normal on the grid."""
   sigmas, times = train_table(shift)
   place = jnp.floor(TRAIN_STEPS * jax.nn.sigmoid(jax.random.normal(rng, (count,))))
   place = jnp.minimum(place.astype(jnp.int32), TRAIN_STEPS - 1)
