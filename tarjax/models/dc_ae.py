@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from tarjax.models.layers import Array, Conv, Linear, RMSNorm, as_matrix, lecun
-from tarjax.models.linear_attention import GatedConv, linear_attend
+from tarjax.models.linear_attention import ChannelConv, GatedConv, linear_attend
 from tarjax.sharding import shard
 
 ACTIVATIONS = {"silu": nn.silu, "relu": nn.relu}
@@ -124,11 +124,10 @@ class VitBlock(nn.Module):
     ]
     parts = [jnp.concatenate(thirds, -1)]  # [b y x 3hk]
     for i, size in enumerate(self.scales):
-      channels, shape = 3 * h * k, (b, height, width, 3 * h, k)
-      conv = Conv(channels, size, groups=channels, bias=False, dtype=dtype, name=f"scale{i}_depth")
+      y = ChannelConv(size, bias=False, dtype=dtype, name=f"scale{i}_depth")(parts[0])
       init: Any = {"dtype": dtype, "init": as_matrix(lecun, k), "name": f"scale{i}_point"}
       point = Linear("byxhk,hkj->byxhj", (3 * h, k, k), ("heads", "head_dim", None), **init)
-      parts.append(point(conv(parts[0]).reshape(shape)).reshape(b, height, width, channels))
+      parts.append(point(y.reshape(b, height, width, 3 * h, k)).reshape(y.shape))
     heads = jnp.concatenate(parts, -1).reshape(b, height * width, -1, 3, k)  # [b l h' 3 k]
     y = linear_attend(heads[..., 0, :], heads[..., 1, :], heads[..., 2, :])
     y = y.reshape(b, height, width, -1)
