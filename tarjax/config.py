@@ -12,6 +12,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,13 @@ def told(*more: type[Exception]):
     raise UserError(str(e)) from e
 
 
-def parse(argv: list[str], keys: set[str] | None = None) -> tuple[Any, Path]:
+def parse(
+  argv: list[str], keys: set[str] | None = None, optional: Set[str] = frozenset()
+) -> tuple[Any, Path]:
   """["--config=FILE[:variant]", "--workdir=DIR", "--config.key=value", ...] -> config, workdir.
 
-  Without `keys` it is a training run's config; with them, one of exactly these top-level keys.
+  Without `keys` it is a training run's config; with them, one of these top-level keys and any of
+  the optional ones.
 
   Raises:
     UserError: a missing or broken file, an unknown key (with the nearest real one), a bad value.
@@ -68,7 +72,7 @@ def parse(argv: list[str], keys: set[str] | None = None) -> tuple[Any, Path]:
   if keys is None:
     check(config)
   else:
-    check_keys("", config, keys, keys)
+    check_keys("", config, keys, keys | optional)
   return config, workdir
 
 
