@@ -266,7 +266,7 @@ class DcAe(nn.Module):
 
   def decode(self, latents: Array) -> Array:
     """float32[b h w c], not scaled -> float32[b y x 3], about [-1, 1] and not clipped."""
-    return self.decoder(latents).astype(jnp.float32)
+    return self.decoder(latents.astype(self.config.dtype)).astype(jnp.float32)
 
   def __call__(self, images: Array) -> Array:
     """float32[b y x 3] -> its reconstruction, float32[b y x 3]."""

@@ -3,6 +3,8 @@
 arXiv 2410.10629 Sec. 2.2 (linear DiT), arXiv 2205.14756 (EfficientViT).
 """
 
+import functools
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -96,7 +98,8 @@ class ChannelConv(nn.Module):
 def sum_of_shifts(x: Array, kernel: Array) -> Array:
   """A convolution by channel as a sum of products: on CPU 4 to 15 times faster with gradients."""
   weights = kernel.reshape(-1, kernel.shape[-1])
-  return sum((s * w for s, w in zip(shifts(x, len(kernel)), weights, strict=True)), jnp.zeros(()))
+  products = (s * w for s, w in zip(shifts(x, len(kernel)), weights, strict=True))
+  return functools.reduce(operator.add, products)
 
 
 def shifts(x: Array, size: int) -> list[Array]:

@@ -25,6 +25,19 @@ def test_queries_that_see_nothing_give_zero():
   assert value == 0 and np.isfinite(grad).all()
 
 
+def test_half_precision_stays_half_precision():
+  x, kernel = jnp.ones((1, 4, 4, 2), jnp.bfloat16), jnp.ones((3, 3, 1, 2))
+  model = ChannelConv(3, bias=False, dtype=jnp.bfloat16)
+
+  def loss(kernel):
+    y = model.apply({"params": {"kernel": kernel}}, x)
+    assert y.dtype == jnp.bfloat16
+    return y.astype(jnp.float32).sum()
+
+  grad = jax.grad(loss)(kernel)
+  assert grad.dtype == jnp.float32 and grad[1, 1, 0, 0] == 16 and grad[0, 0, 0, 0] == 9
+
+
 @pytest.mark.parametrize("size", [3, 5])
 def test_channel_convolution_and_its_gradients_are_those_of_torch(size):
   rng = np.random.default_rng(0)
