@@ -106,22 +106,12 @@ def run_qwen2(record: Record):
   return run_parity(record.config, record.sd, record.inputs, record.manifest)
 
 
-def run_dif_dtok(record: Record):
-  from tarjax.convert.dif_dtok import run_parity
+def run_diffusion(record: Record):
+  from tarjax.convert import dc_ae, dif_dtok
 
-  return run_parity(record.config, record.sd, record.inputs)
-
-
-def run_sampling(record: Record):
-  from tarjax.convert.dif_dtok import run_sampling_parity
-
-  return run_sampling_parity(record.config, record.sd, record.inputs)
-
-
-def run_dc_ae(record: Record):
-  from tarjax.convert.dc_ae import run_parity
-
-  return run_parity(record.config, record.sd, record.inputs)
+  run = {"sana_transformer": dif_dtok.run_parity, "dc_ae": dc_ae.run_parity}
+  run = run.get(record.component, dif_dtok.run_sampling_parity)
+  return run(record.config, record.sd, record.inputs)
 
 
 def run_came(record: Record):
@@ -147,9 +137,9 @@ COMPONENTS: dict[str, Callable[[Record], dict[str, np.ndarray]]] = {
   "sampling filter": run_filter,
   "end_to_end": run_end_to_end,
   "qwen2": run_qwen2,
-  "sana_transformer": run_dif_dtok,
-  "sana sampling loops": run_sampling,
-  "dc_ae": run_dc_ae,
+  "sana_transformer": run_diffusion,
+  "sana sampling loops": run_diffusion,
+  "dc_ae": run_diffusion,
   "optimiser CAME": run_came,
 }
 

@@ -2,6 +2,8 @@
 
 import functools
 import json
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,9 +12,11 @@ import numpy as np
 import pytest
 
 from tarjax import checkpoint, diffusion
+from tarjax.config import UserError
 from tarjax.detokenizer import DifDetokenizer
 from tarjax.models.dc_ae import DcAe, DcAeConfig
 from tarjax.models.dif_dtok import DifDtok, DifDtokConfig
+from tarjax.pipeline import TarPipeline
 from tarjax.state import TrainState
 
 SANA = {"channels": 4, "width": 16, "depth": 1, "heads": 2, "cross_heads": 2, "cross_head_dim": 4}
@@ -89,3 +93,55 @@ def test_a_seed_is_a_picture_in_any_batch(runs):
   assert np.abs(whole[1].astype(int) - alone[0]).max() <= 1
   with pytest.raises(ValueError, match="'ddim'"):
     dif.draw(cond(), [1, 2, 3], sampler="ddim")
+
+
+class Painter:
+  """Stands for a `DifDetokenizer`: notes what it is asked for."""
+
+  side = 4
+
+  def __init__(self):
+    self.asked = []
+
+  def draw(self, cond, seeds, **settings):
+    self.asked.append((np.asarray(cond).shape, np.asarray(seeds).tolist(), settings))
+    return np.zeros((len(cond), 4, 4, 3), np.uint8)
+
+  def rebuild(self, images):
+    return images
+
+
+class Features:
+  """Stands for TA-Tok: features of codes."""
+
+  def apply(self, params, ids, book, method):
+    return jnp.zeros((*ids.shape, 6))
+
+
+def pipeline(dif):
+  """A pipeline of which only the de-tokenizer is there."""
+  pipe: Any = object.__new__(TarPipeline)
+  pipe.folder, pipe.batch, pipe.dif, pipe._compiled = Path("model"), 2, dif, {}
+  sampling = {"pixels": {}, "dif": {"steps": 3, "sampler": "euler"}}
+  pipe.bundle = {"sampling": sampling, "preprocessing": {"canvas": 8}}
+  pipe.ta_tok, pipe.params, pipe.codebook = Features(), {"ta_tok": {}}, jnp.zeros(1)
+  return pipe
+
+
+def test_a_bundle_draws_by_the_detokenizer_that_is_asked_for():
+  painter = Painter()
+  pipe = pipeline(painter)
+  pictures = pipe.draw(np.zeros((3, 5), np.int32), [7, 8, 9], "dif", steps=4, sampler=None)
+  assert pictures.shape == (3, 8, 8, 3)
+  settings = {"steps": 4, "sampler": "euler"}
+  assert painter.asked == [((2, 5, 6), [7, 8], settings), ((1, 5, 6), [9], settings)]
+  image = np.full((8, 8, 3), 9, np.uint8)
+  np.testing.assert_array_equal(pipe.reconstruct_dc_ae([image] * 3), [image] * 3)
+
+
+def test_a_bundle_without_dif_dtok_says_so():
+  pipe = pipeline(None)
+  with pytest.raises(UserError, match="model has no Dif-DTok"):
+    pipe.generate(["a three"], scale=1, detokenizer="dif")
+  with pytest.raises(UserError, match="not 'gan'"):
+    pipe.draw(np.zeros((1, 5), np.int32), [1], "gan")
