@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Trains all of Tar, small, on real handwriting, and writes report.html:
-#   bash launch/quickstart.sh [--out DIR] [--smoke] [--seed N]
+#   bash launch/quickstart.sh [--out DIR] [--smoke] [--seed N] [--dif]
+# --dif adds the other de-tokenizer, Dif-DTok over a DC-AE: generate --detokenizer dif.
 # Run it again after an interruption: finished stages are skipped, the others go on from their last
 # save.
 set -euo pipefail
 
-usage="usage: bash launch/quickstart.sh [--out DIR] [--smoke] [--seed N]"
-out="" variant="" seed=0 count=600
+usage="usage: bash launch/quickstart.sh [--out DIR] [--smoke] [--seed N] [--dif]"
+out="" variant="" seed=0 count=600 dif=""
 while (($#)); do
   case $1 in
     --out | --seed)
@@ -14,6 +15,7 @@ while (($#)); do
       if [[ $1 == --out ]]; then out=$2; else seed=$2; fi
       shift 2
       ;;
+    --dif) dif=" --dif" && shift ;;
     --smoke) variant=":smoke" count=24 && shift ;;
     -h | --help) echo "$usage" && exit ;;
     *) echo "error: unknown argument $1; $usage" >&2 && exit 2 ;;
@@ -30,11 +32,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ -z $out ]]; then
   out=$PWD/runs/digits${variant:+-smoke}
   ((seed == 0)) || out+=-seed$seed
+  [[ -z $dif ]] || out+=-dif
 fi
 
 # A directory belongs to one kind of run, and to one process at a time.
 mkdir -p "$out"
-kind="quickstart${variant} --seed $seed"
+kind="quickstart${variant} --seed $seed$dif"
 [[ -f $out/kind.txt ]] || echo "$kind" >"$out/kind.txt"
 if [[ $(<"$out/kind.txt") != "$kind" ]]; then
   echo "error: $out holds a run of \"$(<"$out/kind.txt")\"; choose another --out" >&2
@@ -106,6 +109,7 @@ join
 beside ar_dtok
 lane mllm sft
 join
+[[ -z $dif ]] || lane dc_ae dif_dtok
 cp configs/digits/bundle.json "$out/bundle.json"
 verb evaluate --model "$out" --tasks digits --out "$out/scores.json" --report "$out/report.html" \
   --count "$count"

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ OPTIONAL = {"eval_batches": 4}
 OPTIM = {
     "name", "lr", "b1", "b2", "eps", "weight_decay", "warmup", "schedule", "final", "clip",
 }
+MORE_OPTIM = {"came": {"b3"}}  # keys of one optimizer
 # Keys that may change between two starts of one run, because no weight depends on them.
 FREE = {"mesh", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/threads"}
 # fmt: on
@@ -48,10 +50,13 @@ def told(*more: type[Exception]):
     raise UserError(str(e)) from e
 
 
-def parse(argv: list[str], keys: set[str] | None = None) -> tuple[Any, Path]:
+def parse(
+  argv: list[str], keys: set[str] | None = None, optional: Set[str] = frozenset()
+) -> tuple[Any, Path]:
   """["--config=FILE[:variant]", "--workdir=DIR", "--config.key=value", ...] -> config, workdir.
 
-  Without `keys` it is a training run's config; with them, one of exactly these top-level keys.
+  Without `keys` it is a training run's config; with them, one of these top-level keys and any of
+  the optional ones.
 
   Raises:
     UserError: a missing or broken file, an unknown key (with the nearest real one), a bad value.
@@ -67,7 +72,7 @@ def parse(argv: list[str], keys: set[str] | None = None) -> tuple[Any, Path]:
   if keys is None:
     check(config)
   else:
-    check_keys("", config, keys, keys)
+    check_keys("", config, keys, keys | optional)
   return config, workdir
 
 
@@ -117,9 +122,10 @@ def check(config: ConfigDict) -> None:
   task = tree.get("task")
   if task not in TASK_KEYS:
     raise UserError(f"config.task={task!r} is none of {sorted(TASK_KEYS)}")
+  optim = OPTIM | MORE_OPTIM.get(tree.get("optim", {}).get("name"), set())
   groups = (
     ("", tree, REQUIRED, REQUIRED | set(OPTIONAL) | TASK_KEYS[task]),
-    ("optim.", tree.get("optim", {}), OPTIM, OPTIM | {"restart_codes"}),
+    ("optim.", tree.get("optim", {}), optim, optim | {"restart_codes"}),
   )
   for group in groups:
     check_keys(*group)

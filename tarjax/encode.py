@@ -3,9 +3,9 @@
   python -m tarjax.encode --config=configs/digits/encode.py --workdir=runs/digits/encoded
 
 Every image becomes its visual words at scales 1, 2 and 3 from one encoder pass and, if a VQVAE is
-named, the codes that AR-DTok predicts. One folder per entry of `config.sets`; a shard appears only
-when whole, so an interrupted run goes on where it stopped. Each folder is stamped with the hash of
-the tokenizers' parameters.
+named, the codes that AR-DTok predicts; if a DC-AE is, the latents that Dif-DTok draws. One folder
+per entry of `config.sets`; a shard appears only when whole, so an interrupted run goes on where it
+stopped. Each folder is stamped with the hash of the tokenizers' parameters.
 """
 
 import hashlib
@@ -24,12 +24,14 @@ from tarjax.config import UserError, finished, parse, write_json
 from tarjax.convert.rules import flatten
 from tarjax.data import sources, transforms
 from tarjax.metrics import Clock
+from tarjax.models.dc_ae import DcAe, DcAeConfig
 from tarjax.models.ta_tok import TaTok, TaTokConfig
 from tarjax.models.vqvae import VqVae, VqVaeConfig
 from tarjax.tasks import ta_tok
 from tarjax.tasks.inputs import SCALES, pixels
 
 KEYS = {"ta_tok", "vqvae", "vqvae_size", "seed", "batch", "shard", "sets"}
+OPTIONAL = {"dc_ae", "dc_ae_size"}
 
 
 class Encoder:
@@ -40,9 +42,18 @@ class Encoder:
     vqvae_run: the VQVAE run's directory, or None.
     vqvae_size: the VQVAE's pictures in pixels a side, the resolution that AR-DTok draws at.
     batch: images per call of the compiled program.
+    dc_ae_run, dc_ae_size: the same of the DC-AE under Dif-DTok.
   """
 
-  def __init__(self, ta_tok_run: Path, vqvae_run: Path | None, vqvae_size: int, batch: int):
+  def __init__(
+    self,
+    ta_tok_run: Path,
+    vqvae_run: Path | None,
+    vqvae_size: int,
+    batch: int,
+    dc_ae_run: Path | None = None,
+    dc_ae_size: int = 0,
+  ):
     config = checkpoint.read_config(ta_tok_run)
     params = ta_tok.merge(
       checkpoint.load(str(ta_tok_run)), checkpoint.load(str(ta_tok_run), frozen=True)
@@ -51,14 +62,18 @@ class Encoder:
     book = jax.jit(lambda p: self.net.apply({"params": p}, method="codebook"))(params)
     trees: dict[str, Any] = {"ta_tok": params, "book": book}
     vq: Any = None
+    dc_ae: Any = None
     if vqvae_run is not None:
       vq = VqVae(VqVaeConfig(**checkpoint.read_config(vqvae_run).model))
       trees["vqvae"] = checkpoint.load(str(vqvae_run))
+    if dc_ae_run is not None:
+      dc_ae = DcAe(DcAeConfig(**checkpoint.read_config(dc_ae_run).model))
+      trees["dc_ae"] = checkpoint.load(str(dc_ae_run))
     self.batch, self.trees = batch, jax.device_put(trees)
-    self.sizes = (self.net.cfg.encoder.image, vqvae_size if vq else 0)
+    self.sizes = (self.net.cfg.encoder.image, vqvae_size if vq else 0, dc_ae_size if dc_ae else 0)
     self.hash = {k: tree_hash(trees[k]) for k in trees if k != "book"}
 
-    def encode(trees, images, small):
+    def encode(trees, images, small, view):
       out = self.net.apply(
         {"params": trees["ta_tok"]}, pixels(images), trees["book"], method="encode_all"
       )
@@ -67,12 +82,15 @@ class Encoder:
         z = vq.apply({"params": trees["vqvae"]}, pixels(small), method="encode")
         found = vq.apply({"params": trees["vqvae"]}, z, method="quantize")
         codes["vq"] = found["indices"]
+      if dc_ae is not None:
+        z = dc_ae.apply({"params": trees["dc_ae"]}, pixels(view), method="encode")
+        codes["latent"] = z * dc_ae.config.scaling
       return codes
 
     self._encode = jax.jit(encode)
 
   def __call__(self, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Pictures uint8[y x 3] -> {"codes1".."codes3", "vq"}: int32[n ...]."""
+    """Pictures uint8[y x 3] -> {"codes1".."codes3", "vq", "latent"}: int32 or float32[n ...]."""
     parts = []
     for start in range(0, len(images), self.batch):
       chunk = images[start : start + self.batch]
@@ -82,7 +100,7 @@ class Encoder:
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
   def _view(self, images: list[np.ndarray], size: int) -> jax.Array:
-    """Both tokenizers see the same picture, each at its size: uint8[batch size size 3]."""
+    """All networks see the same picture, each at its size: uint8[batch size size 3]."""
     view = np.zeros((self.batch, size, size, 3), np.uint8)
     for row, image in enumerate(images if size else []):
       view[row] = image if image.shape[:2] == (size, size) else transforms.squash(image, size)
@@ -108,8 +126,7 @@ def tokenised(encoder: Encoder, source, start: int, stop: int) -> Iterator[dict]
     count = len(record.pop("images"))
     rows = range(at, at + count)
     record["codes"] = [{s: codes[f"codes{s}"][i] for s in SCALES} for i in rows]
-    if "vq" in codes:
-      record["vq"] = [codes["vq"][i] for i in rows]
+    record |= {k: [codes[k][i] for i in rows] for k in ("vq", "latent") if k in codes}
     at += count
     yield record
 
@@ -141,13 +158,15 @@ def encode_set(encoder: Encoder, name: str, spec, config, folder: Path, clock: C
 
 def main(argv: list[str], began: float) -> int:
   try:
-    config, workdir = parse(argv, KEYS)
-    run = {
-      k: Path(workdir, config[k]).resolve() if config[k] else None for k in ("ta_tok", "vqvae")
-    }
+    config, workdir = parse(argv, KEYS, OPTIONAL)
+    names = {k: config.get(k) for k in ("ta_tok", "vqvae", "dc_ae")}
+    run = {k: Path(workdir, name).resolve() if name else None for k, name in names.items()}
     if run["ta_tok"] is None:
       raise UserError("config.ta_tok names no run")
-    encoder = Encoder(run["ta_tok"], run["vqvae"], config.vqvae_size, config.batch)
+    size = config.get("dc_ae_size", 0)
+    encoder = Encoder(
+      run["ta_tok"], run["vqvae"], config.vqvae_size, config.batch, run["dc_ae"], size
+    )
     workdir.mkdir(parents=True, exist_ok=True)
     clock, done = Clock(workdir, began), finished(workdir)
     for name, spec in config.sets.items():

@@ -17,6 +17,7 @@ from pathlib import Path
 from tarjax.config import UserError, finished, write_json
 
 STAGES = ("siglip2", "llm", "ta_tok", "vqvae", "encoded", "ar_dtok", "mllm", "sft")
+STAGES += ("dc_ae", "dif_dtok")
 TASKS = ("digits",)
 
 

@@ -22,6 +22,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--image", action="append", default=[], help="once per <image> of the prompt")
   parser.add_argument("--scale", type=int, help="1, 2 or 3: many, fewer, fewest visual words")
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--detokenizer", default="ar", help="who paints: ar (AR-DTok) or dif")
   parser.add_argument("--num", type=int, default=1, help="pictures, side by side in the file")
   parser.add_argument("--temperature", type=float)
   parser.add_argument("--top_k", type=int)
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> None:
     raise UserError("the prompt is empty")
   if args.scale not in (None, 1, 2, 3):
     raise UserError(f"scale must be 1, 2 or 3, not {args.scale}")
+  if args.detokenizer not in ("ar", "dif"):
+    raise UserError(f"--detokenizer must be ar or dif, not {args.detokenizer}")
   if args.num < 1:
     raise UserError(f"--num must be at least 1, not {args.num}")
   if args.seed < 0:
@@ -60,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     scale=args.scale,
     seeds=[args.seed + i for i in range(args.num)],
     constrained=not args.unconstrained,
+    detokenizer=args.detokenizer,
     temperature=args.temperature,
     top_k=args.top_k,
     top_p=args.top_p,

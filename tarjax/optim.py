@@ -1,4 +1,4 @@
-"""Optimizers: clip by global norm, AdamW with decay on matrices only, warm-up, cosine or constant.
+"""Optimizers: clip by global norm, AdamW or CAME with decay on matrices only, learning rates.
 
 Decay applies to parameters whose name ends in `kernel`: the weights of `Linear` and `Conv`. It
 leaves out biases, norm scales, position tables, embeddings, codebooks and learned queries, also
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tarjax.came import came
 from tarjax.config import UserError
 
 DECAYED = ("kernel",)
@@ -60,19 +61,19 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
   Raises:
     UserError: an unknown optimizer or schedule.
   """
-  if config.name != "adamw":
-    raise UserError(f"config.optim.name={config.name!r} is none of ['adamw']")
-  adamw = optax.adamw(
-    make_schedule(config, steps),
-    b1=config.b1,
-    b2=config.b2,
-    eps=config.eps,
-    weight_decay=config.weight_decay,
-    mask=decay_mask,
-  )
-  chain = optax.chain(optax.clip_by_global_norm(config.clip), adamw) if config.clip else adamw
+  schedule = make_schedule(config, steps)
+  make: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
+  make |= {"weight_decay": config.weight_decay, "mask": decay_mask}
+  if config.name == "adamw":
+    optimizer = optax.adamw(schedule, **make)
+  elif config.name == "came":
+    optimizer = came(schedule, b3=config.b3, **make)
+  else:
+    raise UserError(f"config.optim.name={config.name!r} is none of ['adamw', 'came']")
+  if config.clip:
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
   codes = config.get("restart_codes", 0)
-  return restart_dead_codes(chain, codes, int(RESTARTS * steps)) if codes else chain
+  return restart_dead_codes(optimizer, codes, int(RESTARTS * steps)) if codes else optimizer
 
 
 class RestartState(NamedTuple):
@@ -135,13 +136,14 @@ def opt_shardings(optimizer, params, shardings, other):
     optimizer: from `make_optimizer`.
     params: abstract parameters.
     shardings: matching tree of NamedSharding.
-    other: the sharding of counters.
+    other: the sharding of counters and of what is smaller than its parameter.
   """
   state = jax.eval_shape(optimizer.init, params)
   return state, optax.tree_utils.tree_map_params(
     optimizer,
-    lambda _, sharding: sharding,
+    lambda moment, param, sharding: sharding if moment.shape == param.shape else other,
     state,
+    params,
     shardings,
     transform_non_params=lambda _: other,
   )

@@ -106,6 +106,20 @@ def run_qwen2(record: Record):
   return run_parity(record.config, record.sd, record.inputs, record.manifest)
 
 
+def run_diffusion(record: Record):
+  from tarjax.convert import dc_ae, dif_dtok
+
+  run = {"sana_transformer": dif_dtok.run_parity, "dc_ae": dc_ae.run_parity}
+  run = run.get(record.component, dif_dtok.run_sampling_parity)
+  return run(record.config, record.sd, record.inputs)
+
+
+def run_came(record: Record):
+  from tarjax.convert.came import run_parity
+
+  return run_parity(record.config, record.inputs)
+
+
 def run_end_to_end(record: Record):
   from tarjax.convert.end_to_end import run_parity
 
@@ -123,6 +137,10 @@ COMPONENTS: dict[str, Callable[[Record], dict[str, np.ndarray]]] = {
   "sampling filter": run_filter,
   "end_to_end": run_end_to_end,
   "qwen2": run_qwen2,
+  "sana_transformer": run_diffusion,
+  "sana sampling loops": run_diffusion,
+  "dc_ae": run_diffusion,
+  "optimiser CAME": run_came,
 }
 
 

@@ -5,9 +5,12 @@ to the folder), the sides in pixels that AR-DTok draws at and that pictures are 
 default sampling:
 
   {"components": {"tokenizer": "tokenizer_tar", "mllm": "sft", "ta_tok": "ta_tok",
-                  "ar_dtok": "ar_dtok", "vqvae": "vqvae"},
+                  "ar_dtok": "ar_dtok", "vqvae": "vqvae", "dif_dtok": "dif_dtok", "dc_ae": "dc_ae"},
    "preprocessing": {"resize": "squash", "drawn": 24, "canvas": 48},
-   "sampling": {"scale": 1, "text": {...}, "image": {...}, "pixels": {...}}}
+   "sampling": {"scale": 1, "text": {...}, "image": {...}, "pixels": {...}, "dif": {...}}}
+
+The last two components are optional: a bundle whose folders of these are absent draws by AR-DTok
+only.
 """
 
 import json
@@ -22,6 +25,7 @@ import numpy as np
 from tarjax import checkpoint, sampling
 from tarjax.config import UserError
 from tarjax.data import tokens, transforms
+from tarjax.detokenizer import DifDetokenizer
 from tarjax.models import tar
 from tarjax.models.ar_dtok import ArDtok, ArDtokConfig
 from tarjax.models.qwen2 import Qwen2, Qwen2Config
@@ -32,6 +36,8 @@ from tarjax.tasks import ta_tok
 from tarjax.tasks.inputs import SCALES, pixels
 
 COMPONENTS = ("tokenizer", "mllm", "ta_tok", "ar_dtok", "vqvae")
+OPTIONAL = ("dif_dtok", "dc_ae")
+DETOKENIZERS = ("ar", "dif")
 PROMPT_BUCKET = 32  # prompts are padded to a multiple, so that few programs are compiled
 
 
@@ -61,6 +67,10 @@ class TarPipeline:
     book = jax.jit(lambda p: self.ta_tok.apply({"params": p}, method="codebook"))
     self.codebook = book(self.params["ta_tok"])
     self.codes = self.ta_tok.cfg.codes
+    self.dif: DifDetokenizer | None = None
+    runs = [folder / parts[name] for name in OPTIONAL if name in parts]
+    if len(runs) == len(OPTIONAL) and all(run.is_dir() for run in runs):
+      self.dif = DifDetokenizer(*runs)
     self._compiled: dict[Any, Any] = {}
 
   @classmethod
@@ -138,9 +148,22 @@ class TarPipeline:
 
   # Pictures out
 
-  def draw(self, codes: np.ndarray, seeds: Sequence[int], **settings) -> np.ndarray:
-    """Visual words int32[b n] -> pictures uint8[b y x 3], through AR-DTok and the VQVAE."""
-    chosen = {**self.bundle["sampling"]["pixels"], **drop_none(settings)}
+  def draw(
+    self, codes: np.ndarray, seeds: Sequence[int], detokenizer: str = "ar", **settings
+  ) -> np.ndarray:
+    """Visual words int32[b n] -> pictures uint8[b y x 3].
+
+    Args:
+      codes: of any scale.
+      seeds: one per picture.
+      detokenizer: "ar" is AR-DTok and the VQVAE, "dif" Dif-DTok and the DC-AE.
+      settings: in the place of the bundle's "pixels" (ar) or "dif".
+
+    Raises:
+      UserError: an unknown de-tokenizer, or one that the bundle does not have.
+    """
+    dif = self.detokenizer(detokenizer)
+    chosen = {**self.bundle["sampling"].get("dif" if dif else "pixels", {}), **drop_none(settings)}
 
     def condition(params, book, ids):
       return self.ta_tok.apply({"params": params}, ids, book, method="decode_indices")
@@ -152,15 +175,32 @@ class TarPipeline:
     for rows, real in batches(len(codes), self.batch):
       cond = self._jit("condition", condition)(self.params["ta_tok"], self.codebook, codes[rows])
       seed = jnp.asarray(np.asarray(seeds, np.uint32)[rows])
+      if dif:
+        pictures.append(dif.draw(cond, seed, **chosen)[:real])
+        continue
       ids = sampling.generate_codes(self.ar_dtok, self.params["ar_dtok"], cond, seed, **chosen)
       drawn = self._jit("pixels", pixels_of)(self.params["vqvae"], ids)
       pictures.append(to_uint8(np.asarray(drawn)[:real]))
     return self._canvas(np.concatenate(pictures))
 
-  def reconstruct(self, images: Sequence[np.ndarray], scale: int, seeds=None) -> np.ndarray:
+  def detokenizer(self, name: str) -> DifDetokenizer | None:
+    """Dif-DTok for "dif", None for "ar".
+
+    Raises:
+      UserError: another name, or no Dif-DTok in this bundle.
+    """
+    if name not in DETOKENIZERS:
+      raise UserError(f"the detokenizer is one of {DETOKENIZERS}, not {name!r}")
+    if name == "dif" and self.dif is None:
+      raise UserError(f"{self.folder} has no Dif-DTok: train dc_ae and dif_dtok first")
+    return self.dif if name == "dif" else None
+
+  def reconstruct(
+    self, images: Sequence[np.ndarray], scale: int, seeds=None, detokenizer: str = "ar"
+  ) -> np.ndarray:
     """Picture -> visual words -> picture, uint8[b y x 3]."""
     seeds = range(len(images)) if seeds is None else seeds
-    return self.draw(self.encode(images, scale), list(seeds))
+    return self.draw(self.encode(images, scale), list(seeds), detokenizer)
 
   def reconstruct_vqvae(self, images: Sequence[np.ndarray]) -> np.ndarray:
     """Picture -> VQVAE -> picture, uint8[b y x 3]: the ceiling of AR-DTok."""
@@ -171,6 +211,13 @@ class TarPipeline:
     side = self.bundle["preprocessing"]["drawn"]
     small = np.stack([transforms.squash(i, side) for i in images])
     return self._canvas(to_uint8(self._map("vqvae", run, (self.params["vqvae"],), small)))
+
+  def reconstruct_dc_ae(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Picture -> DC-AE -> picture, uint8[b y x 3]: the ceiling of Dif-DTok."""
+    dif: Any = self.detokenizer("dif")
+    small = np.stack([transforms.squash(i, dif.side) for i in images])
+    parts = [dif.rebuild(small[rows])[:real] for rows, real in batches(len(small), self.batch)]
+    return self._canvas(np.concatenate(parts))
 
   def _canvas(self, pictures: np.ndarray) -> np.ndarray:
     """uint8[b y x 3] at the size they were drawn -> at the size of the bundle's canvas."""
@@ -187,6 +234,7 @@ class TarPipeline:
     scale: int | None = None,
     seeds: Sequence[int] | None = None,
     constrained: bool = True,
+    detokenizer: str = "ar",
     **settings,
   ) -> list[Drawn]:
     """Prompts -> pictures.
@@ -198,13 +246,16 @@ class TarPipeline:
       seeds: one per picture; the same seed gives the same picture in any batch.
       constrained: exactly as many visual words as the scale has; otherwise the model is free, and
         what it leaves out is filled with code 0, as in the reference.
+      detokenizer: "ar" or "dif".
       settings: temperature, top_k, top_p of the visual words.
 
     Raises:
-      UserError: an empty prompt, a scale that is not 1, 2 or 3, placeholders without images.
+      UserError: an empty prompt, a scale that is not 1, 2 or 3, placeholders without images, no
+        such detokenizer.
     """
     scale = int(self.bundle["sampling"]["scale"]) if scale is None else scale
     check_scale(scale)
+    self.detokenizer(detokenizer)
     seeds = list(range(len(prompts))) if seeds is None else list(seeds)
     count = self.ta_tok.cfg.tokens(scale)
     chosen = {**self.bundle["sampling"]["image"], **drop_none(settings)}
@@ -216,7 +267,8 @@ class TarPipeline:
     else:
       ids = self._speak(asked, seeds, count, stops=self.vocab.stops, **chosen)
     codes = np.stack([only_codes(row, first, self.codes, count) for row in ids])
-    return [Drawn(*pair) for pair in zip(self.draw(codes, seeds), codes, strict=True)]
+    pictures = self.draw(codes, seeds, detokenizer)
+    return [Drawn(*pair) for pair in zip(pictures, codes, strict=True)]
 
   def describe(
     self,

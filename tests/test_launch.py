@@ -45,9 +45,10 @@ def test_a_finished_run_says_so_from_any_folder(tmp_path):
   assert done.stdout.startswith(f"done: {tmp_path}/run/report.html")
 
 
-def test_a_folder_belongs_to_one_kind_of_run(tmp_path):
+@pytest.mark.parametrize("args", [[], ["--smoke", "--dif"]])
+def test_a_folder_belongs_to_one_kind_of_run(tmp_path, args):
   finished(tmp_path / "run", "quickstart:smoke --seed 0")
-  done = quickstart("--out", tmp_path / "run")
+  done = quickstart("--out", tmp_path / "run", *args)
   assert done.returncode == 2
   assert 'holds a run of "quickstart:smoke --seed 0"' in done.stderr
 

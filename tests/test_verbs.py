@@ -41,6 +41,7 @@ def refused(capsys, main, *argv):
     ({"--scale": "4"}, "scale must be 1, 2 or 3, not 4"),
     ({"--num": "0"}, "--num"),
     ({"--seed": "-1"}, "--seed"),
+    ({"--detokenizer": "gan"}, "--detokenizer must be ar or dif, not gan"),
     ({"--image": "none.png"}, "none.png"),
     ({"--out": "nowhere/out.png"}, "nowhere"),
     ({"--out": "out.xyz"}, ".xyz"),

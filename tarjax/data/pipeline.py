@@ -5,6 +5,7 @@ A batch is a dict of arrays with a leading batch axis; config.data.format says w
   images  "image" uint8[b y x 3]
   pairs   "image" uint8[b y x 3], "text" int32[b t], padded with <|endoftext|>
   codes   "codes1" int32[b n1], "codes2" int32[b n2], "codes3" int32[b n3], "vq" int32[b t]
+  latents "codes1", "codes2", "codes3" as above, "latent" float32[b y x c]
   packed  "tokens", "labels", "segments", "positions" int32[b l]: several examples a row;
           labels[i] belongs to token i (-100: none), segments count from 1 and are 0 in padding
 
@@ -35,7 +36,7 @@ class DataConfig:
   """config.data; what is not used by a format may be left out."""
 
   sources: Sequence[Mapping[str, Any]]  # {"name", "weight", arguments of the source}
-  format: str  # images, pairs, codes, packed
+  format: str  # images, pairs, codes, latents, packed
   tokenizer: str = ""  # folder, relative to the workdir
   size: int = 0  # images: side in pixels; 0 takes them as they are
   resize: str = "squash"  # or "crop": random in training, central in tests
@@ -221,16 +222,24 @@ class Pairs(Images):
 class Codes:
   """Format "codes": TA-Tok's codes at all scales, and VQ codes, of a record's first image."""
 
+  target, dtype = "vq", np.int32
+
   def __init__(self, data: DataConfig, record: Records, config, split: str):
     del data, config, split
     self._record = record
 
   def row(self, index: int) -> Row:
-    record = self._record(index)
-    if not record.get("codes") or not record.get("vq"):
-      raise ValueError(f"record {record.get('id', '?')} lacks 'codes' or 'vq'")
+    record, target = self._record(index), self.target
+    if not record.get("codes") or not record.get(target):
+      raise ValueError(f"record {record.get('id', '?')} lacks 'codes' or {target!r}")
     row = {f"codes{s}": record["codes"][0][s].astype(np.int32) for s in tokens.SCALES}
-    return {**row, "vq": record["vq"][0].astype(np.int32)}
+    return {**row, target: record[target][0].astype(self.dtype)}
+
+
+class Latents(Codes):
+  """Format "latents": the codes, and DC-AE's latent, of a record's first image."""
+
+  target, dtype = "latent", np.float32
 
 
 class Packed:
@@ -263,7 +272,7 @@ class Packed:
     return tokens.chat_tokens(self._tok, self._vocab, record, scale, self._data.label_style)
 
 
-FORMATS = {"images": Images, "pairs": Pairs, "codes": Codes, "packed": Packed}
+FORMATS = {"images": Images, "pairs": Pairs, "codes": Codes, "latents": Latents, "packed": Packed}
 
 
 def _tokenizer(data: DataConfig, config):

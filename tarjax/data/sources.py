@@ -3,8 +3,8 @@
 A record is a dict: "id", "source", "task" (t2i, i2t, i2i, ti2i or text), "conversations" (turns
 {"from": "human" | "gpt", "value": text with `<image>` placeholders}) and "images" (one
 uint8[y x 3] per placeholder). Once tokenized, "images" gives way to "codes" (per image a dict
-from scale 1, 2, 3 to uint16[n]) and "vq" (per image uint16[t]). A plain document has only "id",
-"source" and "text".
+from scale 1, 2, 3 to uint16[n]), "vq" (per image uint16[t]) and "latent" (per image
+float32[y x c]). A plain document has only "id", "source" and "text".
 """
 
 import hashlib
@@ -129,6 +129,8 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
     packed["codes"] = [{s: _uint16(c) for s, c in image.items()} for image in record["codes"]]
   if "vq" in record:
     packed["vq"] = [_uint16(v) for v in record["vq"]]
+  if "latent" in record:
+    packed["latent"] = [(v.shape, np.asarray(v, "<f4").tobytes()) for v in record["latent"]]
   return msgpack.Packer().pack(packed)
 
 
@@ -143,6 +145,8 @@ def decode_record(data: bytes) -> dict:
     ]
   if "vq" in record:
     record["vq"] = [np.frombuffer(v, "<u2") for v in record["vq"]]
+  if "latent" in record:
+    record["latent"] = [np.frombuffer(v, "<f4").reshape(shape) for shape, v in record["latent"]]
   return record
 
 

@@ -6,7 +6,9 @@ held-out handwriting. Values are shares in [0, 1] unless named psnr, perplexity 
     t2i/<category>, t2i/overall                GenEval's six categories, and their mean
     i2t/digit colour yesno count relation caption
     ta_tok/usage perplexity rec_cosine         over all scales; ta_tok/scale<s>/... of each
-    reconstruction/<what>/psnr digit colour    what: original, vqvae, scale1, scale2, scale3
+    t2i_dif/...                                the same words, drawn by Dif-DTok, if it is there
+    reconstruction/<what>/psnr digit colour    what: original, vqvae, scale1, scale2, scale3; with
+                                               Dif-DTok also dc_ae, dif1, dif2, dif3
     ceiling/...   the scorer on true pictures of the same prompts, and on freshly composed scenes
     chance/...    the picture, or the answer, that belongs to another prompt of the category
     ceiling/scenes/digit colour two four       one digit, its colour, whole scenes of two and four
@@ -30,13 +32,14 @@ MAX_RECONSTRUCTIONS = 96
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-  """A picture drawn from a prompt, and what the scorer read in it."""
+  """A picture drawn from a prompt, and what the scorer read in it; `dif` is Dif-DTok's."""
 
   category: str
   prompt: str
   image: np.ndarray
   read: str
   right: bool
+  dif: "Drawing | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Rebuilt:
-  """A picture and its reconstructions; keys of `versions`: vqvae, scale1, scale2, scale3."""
+  """A picture and its reconstructions; `versions` has the keys of reconstruction/ above."""
 
   original: np.ndarray
   versions: dict[str, np.ndarray]
@@ -117,16 +120,21 @@ class Evaluator:
       seeds=[self.seed + i for i in range(len(prompts))],
       temperature=self.temperature,
     )
-    for prompt, picture in zip(prompts, drawn, strict=True):
-      found = self.scorer.read(picture.image)
-      right = digits_scorer.judge(found, prompt)
-      sample = (prompt["category"], prompt["prompt"], picture.image, said_of(found), right)
-      self.drawings.append(Drawing(*sample))
-    shares = {}
-    for category in words.CATEGORIES:
-      shares[category] = _mean([d.right for d in self.drawings if d.category == category])
-    for category, value in digits_scorer.overall(shares).items():
-      yield f"t2i/{category}", value
+    seen = [self._judged(p, d.image) for p, d in zip(prompts, drawn, strict=True)]
+    if pipe.dif:
+      codes = np.stack([d.codes for d in drawn])
+      seeds = [self.seed + i for i in range(len(prompts))]
+      images = pipe.draw(codes, seeds, "dif")
+      others = [self._judged(p, image) for p, image in zip(prompts, images, strict=True)]
+      seen = [dataclasses.replace(a, dif=b) for a, b in zip(seen, others, strict=True)]
+      yield from shares("t2i_dif", others)
+    self.drawings += seen
+    yield from shares("t2i", seen)
+
+  def _judged(self, prompt: dict, image: np.ndarray) -> Drawing:
+    found = self.scorer.read(image)
+    right = digits_scorer.judge(found, prompt)
+    return Drawing(prompt["category"], prompt["prompt"], image, said_of(found), right)
 
   def _i2t(self, pipe) -> Iterator[tuple[str, float]]:
     asked = digits.i2t_questions(self.count, self.seed, "test")
@@ -171,13 +179,18 @@ class Evaluator:
     yield "ta_tok/rec_cosine", _mean(cosines)
 
   def _reconstruction(self, pipe) -> Iterator[tuple[str, float]]:
-    """Held-out pictures through the VQVAE alone, and through TA-Tok and AR-DTok."""
+    """Held-out pictures through the VQVAE or DC-AE alone, and through TA-Tok and a de-tokenizer."""
     count = min(self.count, MAX_RECONSTRUCTIONS)
     scenes = [self._scene("reconstruction", i) for i in range(count)]
     originals = np.stack([render(s) for s in scenes])
     versions = {"vqvae": np.asarray(pipe.reconstruct_vqvae(originals))}
     for scale in SCALES:
       versions[f"scale{scale}"] = np.asarray(pipe.reconstruct(originals, scale))
+    if pipe.dif:
+      versions["dc_ae"] = np.asarray(pipe.reconstruct_dc_ae(originals))
+      for scale in SCALES:
+        drawn = pipe.reconstruct(originals, scale, detokenizer="dif")
+        versions[f"dif{scale}"] = np.asarray(drawn)
     for i, image in enumerate(originals):
       self.rebuilt.append(Rebuilt(image, {name: v[i] for name, v in versions.items()}))
     for name, images in ({"original": originals} | versions).items():
@@ -204,6 +217,15 @@ class Evaluator:
 
   def _scene(self, name: str, i: int) -> Scene:
     return digits.draw_any(self._rng(name, i), "test")
+
+
+def shares(group: str, drawings: Sequence[Drawing]) -> Iterator[tuple[str, float]]:
+  """The share of right pictures in each category, and their mean, as "group/category"."""
+  found = {}
+  for category in words.CATEGORIES:
+    found[category] = _mean([d.right for d in drawings if d.category == category])
+  for category, value in digits_scorer.overall(found).items():
+    yield f"{group}/{category}", value
 
 
 def plain(text: str) -> str:

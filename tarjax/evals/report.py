@@ -133,17 +133,28 @@ def _drawings(scores: dict, drawings: Sequence[Drawing]) -> str:
   blocks = []
   for category in dict.fromkeys(d.category for d in drawings):
     shown = [d for d in drawings if d.category == category][:PER_CATEGORY]
-    cells = "".join(
-      f'<figure class="{_verdict(d.right)}">{_picture(d.image, d.prompt)}<figcaption>'
-      f"{_mark(d.right)} {escape(d.prompt)}<small>read: {escape(d.read)}</small></figcaption>"
-      "</figure>"
-      for d in shown
-    )
-    value = look_up(scores, f"t2i/{category}")
+    cells = "".join(_drawing(d) for d in shown)
+    value, other = (look_up(scores, f"{group}/{category}") for group in ("t2i", "t2i_dif"))
     share = "" if value is None else f" <small>{value:.0%} of all prompts</small>"
+    share += "" if other is None else f" <small>{other:.0%} by Dif-DTok</small>"
     blocks.append(f'<h3>{name_of(category)}{share}</h3><div class="grid">{cells}</div>')
-  note = '<p class="note">The first prompts of each category, as drawn; none was picked.</p>'
+  note = '<p class="note">The first prompts of each category, as drawn; none was picked.'
+  if any(d.dif for d in drawings):
+    note += " Left AR-DTok, right Dif-DTok: the same words."
+  note += "</p>"
   return note + "".join(blocks) if blocks else _none("pictures")
+
+
+def _drawing(d: Drawing) -> str:
+  """One prompt's picture, and Dif-DTok's of the same words beside it."""
+  pictures, marks, read = _picture(d.image, d.prompt), _mark(d.right), escape(d.read)
+  if d.dif:
+    pictures += _picture(d.dif.image, f"{d.prompt}, by Dif-DTok")
+    marks, read = marks + _mark(d.dif.right), f"{read} | {escape(d.dif.read)}"
+  return (
+    f'<figure class="{_verdict(d.right)}">{pictures}<figcaption>{marks} {escape(d.prompt)}'
+    f"<small>read: {read}</small></figcaption></figure>"
+  )
 
 
 def _rebuilt(scores: dict, rebuilt: Sequence[Rebuilt]) -> str:

@@ -13,6 +13,8 @@ TITLES: dict[str, str] = {
   "ar_dtok": "AR-DTok",
   "mllm": "Tar pretraining",
   "sft": "Tar SFT",
+  "dc_ae": "DC-AE",
+  "dif_dtok": "Dif-DTok",
   "evaluate": "Evaluation",
 }
 VERSIONS = {
@@ -21,13 +23,18 @@ VERSIONS = {
   "scale1": "scale 1",
   "scale2": "scale 2",
   "scale3": "scale 3",
+  "dc_ae": "DC-AE",
+  "dif1": "scale 1, Dif-DTok",
+  "dif2": "scale 2, Dif-DTok",
+  "dif3": "scale 3, Dif-DTok",
 }
 
 
 def tables(scores: dict) -> str:
   """Small tables side by side: one per part of scores.json."""
   parts: dict[str, dict] = {}
-  for key, title in (("t2i", "Prompt to picture"), ("i2t", "Picture to words")):
+  groups = (("t2i", "Prompt to picture"), ("t2i_dif", "By Dif-DTok"), ("i2t", "Picture to words"))
+  for key, title in groups:
     bounds = {word: look_up(scores, f"{word}/{key}") or {} for word in ("ceiling", "chance")}
     parts[title] = {
       name_of(name): {"score": value} | {word: b[name] for word, b in bounds.items() if name in b}

@@ -48,7 +48,7 @@ class Linear(nn.Module):
 
   eqn: str
   shape: tuple[int, ...]
-  axes: tuple[str, ...]
+  axes: tuple[str | None, ...]
   bias: bool = False
   dtype: jnp.dtype = jnp.float32
   init: Init = normal()
@@ -71,9 +71,11 @@ def contract(eqn: str, x: Array, kernel: Array) -> Array:
 
   That needs leading + contracted letters in the input, contracted + new ones in the kernel.
   """
-  given, letters = eqn.split("->")[0].split(",")
+  inputs, out = eqn.split("->")
+  given, letters = inputs.split(",")
   lead = len(given) - sum(c in letters for c in given)
-  if jax.default_backend() != "cpu" or not letters.startswith(given[lead:]):
+  flat = letters.startswith(given[lead:]) and out == given[:lead] + letters[len(given) - lead :]
+  if jax.default_backend() != "cpu" or not flat:
     return jnp.einsum(eqn, x, kernel)
   new = kernel.shape[len(given) - lead :]
   rows = math.prod(x.shape[lead:])
@@ -102,6 +104,13 @@ class Embed(nn.Module):
     return jnp.einsum("bld,vd->blv", x.astype(self.dtype), table).astype(jnp.float32)
 
 
+def standardize(x: Array, eps: float) -> Array:
+  """float[... d] -> float32[... d] of mean 0 and variance 1: a LayerNorm without parameters."""
+  y = x.astype(jnp.float32)
+  y = y - y.mean(-1, keepdims=True)
+  return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+
+
 class LayerNorm(nn.Module):
   """float[... d] -> float[... d], float32 inside, with scale and bias."""
 
@@ -111,23 +120,23 @@ class LayerNorm(nn.Module):
   def __call__(self, x: Array) -> Array:
     scale = self.param("scale", named(ones, "act_embed"), (x.shape[-1],), jnp.float32)
     bias = self.param("bias", named(zeros, "act_embed"), (x.shape[-1],), jnp.float32)
-    y = x.astype(jnp.float32)
-    y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-    return (y * scale + bias).astype(x.dtype)
+    return (standardize(x, self.eps) * scale + bias).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
-  """float[... d] -> float[... d], float32 inside, with scale."""
+  """float[... d] -> float[... d], float32 inside, with scale and, if asked for, bias."""
 
   eps: float = 1e-6
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     scale = self.param("scale", named(ones, "act_embed"), (x.shape[-1],), jnp.float32)
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-    return (y * scale).astype(x.dtype)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * scale
+    if self.bias:
+      y += self.param("bias", named(zeros, "act_embed"), (x.shape[-1],), jnp.float32)
+    return y.astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -202,7 +211,8 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     q: float[b l h k].
     k: float[b s g k], h a multiple of g; query head i reads kv head i // (h/g).
     v: float[b s g k].
-    mask: bool, broadcastable to [b l s]; True is seen. None sees everything.
+    mask: broadcastable to [b l s]: bool, True is seen; or float, added to the logits. None sees
+      everything.
 
   Returns:
     float[b l h k].
@@ -216,7 +226,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
   if mask is not None:
     mask = jnp.broadcast_to(mask, (mask.shape[0], l, k.shape[2]))
     mask = jnp.tile(mask, (1, h // g, 1))[:, None]  # [b 1 r*l s]
-    logits = jnp.where(mask, logits, MASKED)
+    logits = jnp.where(mask, logits, MASKED) if mask.dtype == bool else logits + mask
   weights = jax.nn.softmax(logits, -1).astype(v.dtype)
   y = jnp.einsum("bgls,bgsk->bglk", weights, v).reshape(b, g, h // g, l, d)
   return y.transpose(0, 3, 1, 2, 4).reshape(b, l, h, d)
@@ -243,12 +253,18 @@ def rotate(x: Array, table: tuple[Array, Array]) -> Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
+def norm_heads(x: Array, name: str) -> Array:
+  """An RMSNorm over all heads at once, in the module that calls: float[b l h k]."""
+  return RMSNorm(1e-5, name=name)(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+
 class Attention(nn.Module):
   """Multi-head attention with separate q, k, v kernels [d h k] and an output kernel [h k d].
 
-  Call it with `context` for cross-attention, with `rotary` for rotary positions, and with `cache`
-  and `index` for decoding: then keys and values are written into the cache at `index` and the
-  whole cache is attended to under `mask`.
+  `qk_norm` puts an RMSNorm over all heads at once on queries and on keys. Call it with `context`
+  for cross-attention, with `rotary` for rotary positions, and with `cache` and `index` for
+  decoding: then keys and values are written into the cache at `index` and the whole cache is
+  attended to under `mask`.
   """
 
   heads: int
@@ -258,6 +274,7 @@ class Attention(nn.Module):
   out_bias: bool = True
   dtype: jnp.dtype = jnp.float32
   init: Init = normal()
+  qk_norm: bool = False
 
   @nn.compact
   def __call__(self, x, *, context=None, mask=None, rotary=None, cache=None, index: Any = None):
@@ -273,6 +290,8 @@ class Attention(nn.Module):
 
     q = shard(project("q", x, h), "batch", "length", "act_heads", None)  # [b l h k]
     key, value = project("k", context, g), project("v", context, g)  # [b s g k]
+    if self.qk_norm:
+      q, key = norm_heads(q, "norm_q"), norm_heads(key, "norm_k")
     if rotary is not None:
       q, key = rotate(q, rotary), rotate(key, rotary)
     if cache is not None:

@@ -248,6 +248,7 @@ def test_draw_is_uniform_and_differs():
     ({"sources": [{"name": "disk"}]}, "no source 'disk'"),
     ({"format": "images"}, "record x/.* has no image"),
     ({"format": "codes", "sources": [spec("talking")]}, "lacks 'codes' or 'vq'"),
+    ({"format": "latents", "sources": [spec("talking")]}, "lacks 'codes' or 'latent'"),
   ],
 )
 def test_bad_configs(home, change, message):

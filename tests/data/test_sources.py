@@ -21,6 +21,7 @@ def make(i):
     ],
     "codes": [{s: RNG.integers(0, 65536, n, np.uint16) for s, n in ((1, 9), (2, 4), (3, 1))}],
     "vq": [RNG.integers(0, 16384, 5, np.uint16)],
+    "latent": [RNG.normal(size=(2, 3, 4)).astype(np.float32)],
   }
 
 
@@ -43,6 +44,7 @@ def test_round_trip(folder):
   for i in (22, 0, 9, 10, 5, 5):
     assert same(data[i], records[i])
     assert data[i]["codes"][0][1].dtype == data[i]["vq"][0].dtype == np.uint16
+    assert data[i]["latent"][0].dtype == np.float32
   meta = sources.read_meta(path)
   assert meta["tokenizer"] == "abc"
   assert [s["count"] for s in meta["shards"]] == [10, 10, 3]

@@ -38,8 +38,8 @@ class Pipe:
 
   codes = 8
 
-  def __init__(self, reader: Reader, knows: bool):
-    self.reader, self.knows = reader, knows
+  def __init__(self, reader: Reader, knows: bool, dif: bool = False):
+    self.reader, self.knows, self.dif = reader, knows, dif
     self.prompts = {p["prompt"]: p for p in digits.t2i_prompts(COUNT, SEED)}
     self.answers = {
       (q["image"].tobytes(), q["question"]): q["answer"]
@@ -80,14 +80,21 @@ class Pipe:
   def reconstruct_vqvae(self, images):
     return images if self.knows else self._noise(len(images))
 
-  def reconstruct(self, images, scale):
-    return self.reconstruct_vqvae(images)
+  def reconstruct(self, images, scale, detokenizer="ar"):
+    return self._noise(len(images)) if detokenizer == "dif" else self.reconstruct_vqvae(images)
+
+  def reconstruct_dc_ae(self, images):
+    return images
+
+  def draw(self, codes, seeds, detokenizer):
+    assert detokenizer == "dif" and len(codes) == len(seeds) == COUNT
+    return self._noise(len(codes))
 
 
-def run(monkeypatch, knows: bool):
+def run(monkeypatch, knows: bool, dif: bool = False):
   reader = Reader(monkeypatch)
   evaluator = evals.Evaluator(reader, count=COUNT, seed=SEED, scale=3, temperature=0.4)
-  pipe = Pipe(reader, knows)
+  pipe = Pipe(reader, knows, dif)
   return measure(evaluator, pipe), evaluator, pipe
 
 
@@ -109,6 +116,16 @@ def test_truth_scores_full_marks(monkeypatch):
   assert all(a.right for a in evaluator.answers) and len(evaluator.rebuilt) == COUNT
   assert {a.kind for a in evaluator.answers} == {*words.KINDS, "caption"}
   assert set(evaluator.rebuilt[0].versions) == {"vqvae", "scale1", "scale2", "scale3"}
+
+
+def test_dif_dtok_is_scored_beside(monkeypatch):
+  """Here AR-DTok draws the truth and Dif-DTok noise."""
+  scores, evaluator, _ = run(monkeypatch, knows=True, dif=True)
+  assert scores["t2i"]["overall"] == 1 and scores["t2i_dif"]["overall"] == 0
+  assert all(d.right and d.dif and not d.dif.right for d in evaluator.drawings)
+  assert scores["reconstruction"]["dc_ae"]["digit"] == 1
+  assert scores["reconstruction"]["dif2"]["digit"] == 0
+  assert {"dc_ae", "dif1", "dif2", "dif3"} < set(evaluator.rebuilt[0].versions)
 
 
 def test_ignorance_scores_nothing(monkeypatch):

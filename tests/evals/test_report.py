@@ -1,6 +1,7 @@
 """The report: whole, well formed, without network, and honest about what is missing."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -106,6 +107,19 @@ def test_page_holds_every_section_and_number():
   assert checker.seen.count("img") == report.PER_CATEGORY + 2 + 3
   assert checker.seen.count("svg") == 2 + 2 + 2 + 2  # scores, losses, codebook, stages
   assert "prefers-color-scheme: dark" in page and "pixelated" in page
+
+
+def test_dif_dtok_stands_beside_ar_dtok():
+  given = parts()
+  other = Drawing("colours", "a one", given["drawings"][0].image, "blue & nine", True)
+  given["drawings"] = [dataclasses.replace(d, dif=other) for d in given["drawings"]]
+  given["scores"]["t2i_dif"] = {"colours": 0.432}
+  given["rebuilt"][0].versions["dif1"] = other.image
+  page = report.build(**given)
+  checker = check(page)
+  text = " ".join(checker.texts)
+  assert "43% by Dif-DTok" in text and "blue & nine" in text and "0.432" in text
+  assert checker.seen.count("img") == 2 * report.PER_CATEGORY + 2 + 4
 
 
 def test_pictures_are_lossless():
