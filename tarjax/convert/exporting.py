@@ -17,12 +17,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tarjax import checkpoint
+from tarjax.convert.formats import NAMES
 from tarjax.convert.importing import ORIGINAL, fresh, read_provenance
 from tarjax.convert.kinds import kind_of_task, load_kind
 from tarjax.convert.plan import CONSTANT, Array, Made, Move, Table, plan_export, total
 from tarjax.convert.rules import ConversionError
 from tarjax.convert.store import TreeReader, ahead, bits, in_order
-from tarjax.convert.tensors import NAMES
 
 SHARD = 5_000_000_000  # bytes of a safetensors file, at most; a larger tensor has its own
 # fmt: off

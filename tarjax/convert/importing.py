@@ -14,12 +14,13 @@ from typing import Any
 
 from tarjax import __version__
 from tarjax.config import write_json
+from tarjax.convert.formats import Sha256, check_sums
 from tarjax.convert.kinds import Found, load_kind, recognise
 from tarjax.convert.plan import Plan, plan_import, total
 from tarjax.convert.rules import ConversionError
 from tarjax.convert.store import TreeWriter, ahead, bits
 from tarjax.convert.tensors import KINDS as WEIGHTS
-from tarjax.convert.tensors import Sha256, Source, check_sums
+from tarjax.convert.tensors import Source
 
 PLACES = {
   "params": "checkpoints/0/params",

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from safetensors.torch import load_file, save_file
 
 from tarjax import checkpoint
-from tarjax.convert import ar_dtok, qwen2, store, tensors, vqvae
+from tarjax.convert import ar_dtok, formats, qwen2, store, vqvae
 from tarjax.convert.inspecting import table_of
 from tarjax.convert.kinds import load_kind
 from tarjax.convert.plan import Array
@@ -390,11 +390,26 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch, capsys):
   assert "GB left" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_that_are_views(zipped, tmp_path):
+  """Transposed ones, ones that share memory, and files of before torch 1.6, read more than once."""
+  source, options = make.ar_dtok(tmp_path, name="ar_clip_fixed_pe")
+  file = torch.load(source, weights_only=True)
+  sd = file["model"]["sd"]
+  want = {name: t.clone() for name, t in sd.items()}
+  sd["output.weight"] = want["output.weight"].T.contiguous().T
+  both = torch.stack([want["tok_embeddings.weight"], want["tok_embeddings.weight"]])
+  sd["tok_embeddings.weight"] = both[1]
+  torch.save(file, source, _use_new_zipfile_serialization=zipped)
+  _, out = there_and_back(source, tmp_path, *options)
+  make.same(make.tensors_of(out), {name: make.as_numpy(t) for name, t in want.items()})
+
+
 def test_memory_is_of_one_tensor(tmp_path, monkeypatch):
   """At most two tensors are held at any time, however many there are."""
   source = make.qwen2(tmp_path / "source", num_hidden_layers=8)
   alive, most = [], []
-  real = tensors.reader
+  real = formats.reader
 
   def counted(*args):
     read = real(*args)
@@ -410,6 +425,6 @@ def test_memory_is_of_one_tensor(tmp_path, monkeypatch):
 
     return call
 
-  monkeypatch.setattr(tensors, "reader", counted)
+  monkeypatch.setattr(formats, "reader", counted)
   assert make.run("import", source, "--to", tmp_path / "run") == 0
   assert len(most) > 90 and max(most) <= 4

@@ -8,9 +8,10 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+from tarjax.convert.formats import Tensor
 from tarjax.convert.plan import Table
 from tarjax.convert.rules import ConversionError
-from tarjax.convert.tensors import Source, Tensor
+from tarjax.convert.tensors import Source
 
 
 class Found(NamedTuple):

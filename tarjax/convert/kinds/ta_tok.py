@@ -32,7 +32,6 @@ PARTS = (
   ("scaling of pixels", r"scale_layer/.*"),
 )
 WHAT = "a TA-Tok"
-E_ROWS = "bottleneck.regularizer.embedding.weight"
 
 
 def recognise(source: Source, given: Mapping[str, Any]) -> Found | None:
@@ -47,8 +46,8 @@ def recognise(source: Source, given: Mapping[str, Any]) -> Found | None:
     model = ta_tok_config(args, encoder, decoder)
   except (KeyError, TypeError) as e:
     raise ConversionError(f"{source.path}: its args are not those of {WHAT}: {e!r}") from e
-  decoders = ("decoder.vision_model.", "decoder.")
-  level = "vision_model." if any(n.startswith(decoders[0]) for n in source.tensors) else ""
+  nested = any(n.startswith("decoder.vision_model.") for n in source.tensors)
+  level = "vision_model." if nested else ""
   layout = {"level": level, "around": source.around}
   if "encoder_vision_config" not in given and model.encoder.width not in HEADS:
     layout["assumed"] = [
