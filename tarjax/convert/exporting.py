@@ -95,16 +95,15 @@ def export_run(spec: str, to: Path, form: str | None, *, extra: bool = True) -> 
   if form not in (None, kind.FORMAT):
     raise ConversionError(f"{run.kind} checkpoints are exported as {kind.FORMAT}, not as {form}")
   table, trained = kind.table(run.config, run.layout), "layout" not in run.provenance
-  skipped = r"frozen/teacher/.*" if extra else r"frozen/teacher/.*|unused/verbatim/.*"
   arrays = run.arrays
   if not extra:
     arrays = {k: a for k, a in arrays.items() if not k[1].startswith("verbatim/")}
-  made, filled = plan_export(table, arrays, fill=trained, ignored=skipped)
+  made, filled = plan_export(table, arrays, fill=trained, ignored=r"frozen/.*")
   if kind.FORMAT == "torch":
     file = to if to.suffix in (".pth", ".pt") else to / original_name(run, kind.FILE)
     write_pickle(run, table, made, kind.around(run.config, run.layout), file)
   else:
-    write_folder(run, table, made, to)
+    write_folder(run, table, made, to, kind.FILE)
   said = [f"{len(filled)} tensors that no output needs are not in the run: filled"] * bool(filled)
   alien = [name for t, name in arrays if t == "unused" and name.startswith("verbatim/")]
   if alien:
@@ -144,22 +143,21 @@ def read_ahead(run: Run, table: Table, made: Mapping[str, Made]):
 # --- Hugging Face folders -------------------------------------------------------------------------
 
 
-def write_folder(run: Run, table: Table, made: Mapping[str, Made], to: Path) -> None:
+def write_folder(run: Run, table: Table, made: Mapping[str, Made], to: Path, file: str) -> None:
   """Safetensors, an index if there are several, config, tokenizer and what else came along."""
   with fresh(to, total(made.values())) as partial:
     partial.mkdir()
     shards = cut_shards(made)
     total_size = total(made.values())
-    names = [
-      "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-      for i in range(1, len(shards) + 1)
-    ]
+    stem, count = file.removesuffix(".safetensors"), len(shards)
+    names = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    names = names if count > 1 else [file]
     for name, shard in zip(names, shards, strict=True):
       write_safetensors(run, table, {n: made[n] for n in shard}, partial / name)
     if len(shards) > 1:
       where = {n: name for name, shard in zip(names, shards, strict=True) for n in shard}
       index = {"metadata": {"total_size": total_size}, "weight_map": where}
-      (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+      (partial / f"{file}.index.json").write_text(json.dumps(index, indent=2) + "\n")
     write_around(run, next(iter(made.values())).dtype, partial)
 
 
@@ -243,15 +241,19 @@ def write_pickle(run: Run, table: Table, made: Mapping[str, Made], around, file:
   if alien:
     raise ConversionError(f"{file}: PyTorch files hold no {', '.join(alien)}")
   with fresh(file, total(made.values())) as partial:
-    writer: Any = torch._C.PyTorchFileWriter(str(partial))
-    data = pickled(made, around)
-    writer.write_record("data.pkl", data, len(data))
-    writer.write_record("byteorder", sys.byteorder, len(sys.byteorder))
-    for number, (_, rows) in enumerate(read_ahead(run, table, made)):
-      array = rows[0] if len(rows) == 1 else np.concatenate(rows)
-      storage = torch.from_numpy(array.reshape(-1).view(np.uint8)).untyped_storage()
-      writer.write_record(f"data/{number}", storage, storage.nbytes())
-    writer.write_end_of_file()
+    try:
+      with open(partial, "wb") as stream:
+        writer: Any = torch._C.PyTorchFileWriter(stream)
+        data = pickled(made, around)
+        writer.write_record("data.pkl", data, len(data))
+        writer.write_record("byteorder", sys.byteorder, len(sys.byteorder))
+        for number, (_, rows) in enumerate(read_ahead(run, table, made)):
+          array = rows[0] if len(rows) == 1 else np.concatenate(rows)
+          storage = torch.from_numpy(array.reshape(-1).view(np.uint8)).untyped_storage()
+          writer.write_record(f"data/{number}", storage, storage.nbytes())
+        writer.write_end_of_file()
+    except RuntimeError as e:
+      raise ConversionError(f"{file} cannot be written: {' '.join(str(e).split())[:200]}") from e
 
 
 class Stored:

@@ -13,7 +13,11 @@ from tarjax.convert.plan import Array, plan_import, total
 from tarjax.convert.rules import ConversionError
 from tarjax.convert.tensors import open_source
 
-ALWAYS = (("teacher", r"teacher/.*"), ("kept as it came, no part of the network", r"verbatim/.*"))
+ALWAYS = (
+  ("teacher", r"teacher/.*"),
+  ("TA-Tok", r"ta_tok/.*"),
+  ("kept as it came, no part of the network", r"verbatim/.*"),
+)
 OTHER = "other"
 
 

@@ -28,8 +28,8 @@ WHAT = {
   "npz": "a NumPy archive",
   "torch": "a PyTorch pickle",
 }
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLES = ("model.safetensors", "pytorch_model.bin")
+SINGLES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+INDEXES = tuple(f"{name}.index.json" for name in SINGLES)
 
 
 class Source(NamedTuple):

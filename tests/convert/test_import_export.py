@@ -272,7 +272,7 @@ def test_a_trained_run_is_exported(tmp_path):
   arrays = jax.tree.map(jax.numpy.asarray, params)
   saver.save(7, TrainState(7, arrays, {"m": arrays["in_linear"]}), {})
   saver.close()
-  teacher = {"teacher": {"norm": jax.numpy.ones(3)}}
+  teacher = {"teacher": {"norm": jax.numpy.ones(3)}, "ta_tok": {"x": jax.numpy.ones(2)}}
   checkpoint.save_frozen(trained, jax.tree.map(jax.numpy.asarray, frozen) | teacher)
   (trained / "config.json").write_text(json.dumps({"config": config.to_dict()}))
   assert make.run("export", f"{trained}@7", "--to", tmp_path / "trained.pth") == 0
