@@ -24,7 +24,7 @@ def import_(args: argparse.Namespace) -> None:
   from tarjax.convert.tensors import open_source
 
   path, revision = fetch(args.source, args.revision)
-  source = open_source(path, revision)
+  source = open_source(path, args.source, revision)
   found, plan = import_source(source, Path(args.to), given(args.config, path))
   for sentence in found.layout.get("assumed", ()):
     print(f"assumed: {sentence}")

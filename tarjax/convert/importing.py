@@ -55,7 +55,7 @@ def import_source(source: Source, to: Path, given: Mapping[str, Any]) -> tuple[F
     files |= copy_around(source, partial / ORIGINAL)
     record = {
       "kind": found.kind,
-      "source": str(source.path),
+      "source": source.name,
       "revision": source.revision,
       "files": files,
       "layout": found.layout,

@@ -41,6 +41,7 @@ class Source(NamedTuple):
     digests: file -> a function that gives its sha256; cheap after its tensors were read in order.
     around: what a pickle holds beside its tensors: "name" and "args", or nothing.
     config: the folder's config.json, or {}.
+    name: what the user called it.
     revision: of a hub repository.
   """
 
@@ -49,11 +50,12 @@ class Source(NamedTuple):
   digests: dict[Path, Callable[[], str]]
   around: dict[str, Any]
   config: dict[str, Any]
-  revision: str | None = None
+  name: str
+  revision: str | None
 
 
-def open_source(path: str | Path, revision: str | None = None) -> Source:
-  """Looks into a folder or a file.
+def open_source(path: str | Path, name: str | None = None, revision: str | None = None) -> Source:
+  """Looks into a folder or a file; `name` and `revision` are for the record.
 
   Raises:
     ConversionError: nothing there, or a file that is damaged, of another kind than its name says,
@@ -77,7 +79,9 @@ def open_source(path: str | Path, revision: str | None = None) -> Source:
     check_index(path, listed, tensors)
   if not tensors:
     raise ConversionError(f"{path} holds no tensors")
-  return Source(path, tensors, digests, around, read_json(path, "config.json"), revision)
+  return Source(
+    path, tensors, digests, around, read_json(path, "config.json"), name or str(path), revision
+  )
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

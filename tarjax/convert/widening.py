@@ -30,14 +30,16 @@ STALE = ("tokenizer", "added_tokens", "special_tokens_map")  # files that the ne
 
 
 class Options(NamedTuple):
-  """Attributes:
-  embed_init: one of EMBED_INIT, or None: codebook, and selected_rows where widths differ.
-  lm_head_init: one of HEAD_INIT, of an untied model; None is mean, as the reference has it.
-  multiple: the tables have a multiple of so many rows.
-  scale: the codebook is divided by it.
-  selected: file of the codes' token ids; None looks for it beside TA-Tok.
-  text_rows: words of text; None asks the tokenizer.
-  seed: of random rows.
+  """How the rows start.
+
+  Attributes:
+    embed_init: one of EMBED_INIT, or None: codebook, and selected_rows where widths differ.
+    lm_head_init: one of HEAD_INIT, of an untied model; None is mean, as the reference has it.
+    multiple: the tables have a multiple of so many rows.
+    scale: the codebook is divided by it.
+    selected: file of the codes' token ids; None looks for it beside TA-Tok.
+    text_rows: words of text; None asks the tokenizer.
+    seed: of random rows.
   """
 
   embed_init: str | None = None

@@ -356,7 +356,7 @@ def test_the_hub_with_a_network(world, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(cache))
   assert make.run("import", "owner/model", "--to", tmp_path / "run") == 0
   record = json.loads((tmp_path / "run" / "provenance.json").read_text())
-  assert record["revision"] == "0123abc"
+  assert (record["source"], record["revision"]) == ("owner/model", "0123abc")
 
 
 def test_torch_is_optional(world, tmp_path, capsys, monkeypatch):
