@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tarjax.convert.plan import Cut, cut_tensors, fuse_tensors
 from tarjax.convert.rules import (
   ConversionError,
   Fn,
@@ -106,6 +107,13 @@ def torch_args(c: ArDtokConfig) -> dict[str, Any]:
   }
 
 
+def qkv_cuts(c: ArDtokConfig) -> tuple[Cut, ...]:
+  """wqkv is wq, wk and wv, one above the other."""
+  parts = tuple(f"{{0}}w{letter}.weight" for letter in "qkv")
+  shares = (c.heads, c.kv_heads, c.kv_heads)
+  return (Cut(r"(layers\.\d+\.attention\.)wqkv\.weight", parts, shares),)
+
+
 def ar_dtok_rules(c: ArDtokConfig) -> list[Rule]:
   """The table, for a state dict whose wqkv is cut into wq, wk and wv."""
   layer, cond = r"layers\.(\d+)\.", TABLES[c.cond]
@@ -154,15 +162,12 @@ def from_torch(config: ArDtokConfig, sd: Mapping[str, np.ndarray]) -> Tree:
     table = tensors.pop("abs_pe", shape)
     if not np.allclose(table, sine_table(config.rows, config.width), atol=1e-5):
       raise ConversionError(f"abs_pe {shape} is not the sine table of fixed_positions")
-  cuts = np.cumsum([config.heads, config.kv_heads]) * config.head_dim
-  for name in [n for n in tensors if n.endswith("attention.wqkv.weight")]:
-    for part, w in zip("qkv", np.split(tensors.pop(name), cuts), strict=True):
-      tensors[name.replace("wqkv", "w" + part)] = w
   cond = {"features": (1, 1, config.cond_width), "indices": (1, 1), "class": (1,)}[config.cond]
   dtype = jnp.float32 if config.cond == "features" else jnp.int32
   args = jax.ShapeDtypeStruct(cond, dtype), jax.ShapeDtypeStruct((1, config.length), jnp.int32)
   boxed = jax.eval_shape(ArDtok(config).init, jax.random.key(0), *args)["params"]
-  return to_params(ar_dtok_rules(config), tensors, nn.meta.unbox(boxed))
+  pieces = cut_tensors(qkv_cuts(config), tensors)
+  return to_params(ar_dtok_rules(config), pieces, nn.meta.unbox(boxed))
 
 
 def to_torch(config: ArDtokConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -170,10 +175,7 @@ def to_torch(config: ArDtokConfig, params: Mapping[str, Any]) -> dict[str, np.nd
   tensors = to_state_dict(ar_dtok_rules(config), params)
   if config.fixed_positions:
     tensors["abs_pe"] = sine_table(config.rows, config.width)[None]
-  for name in [n for n in tensors if n.endswith("attention.wq.weight")]:
-    parts = [tensors.pop(name.replace("wq", "w" + part)) for part in "qkv"]
-    tensors[name.replace("wq", "wqkv")] = np.concatenate(parts)
-  return tensors
+  return fuse_tensors(qkv_cuts(config), tensors)
 
 
 def resize_positions(table: np.ndarray, cond_length: int, length: int) -> np.ndarray:

@@ -16,7 +16,7 @@ and a wrong shape, and says all of them at once.
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +88,41 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
   return tree
 
 
+def locate(rules: Sequence[Rule], name: str) -> tuple[Rule, str, int | None]:
+  """A PyTorch name -> (its rule, its target, its layer or None).
+
+  Raises:
+    ConversionError: no rule matches, or two do.
+  """
+  hits = [(r, m) for r in rules if (m := re.fullmatch(r.pattern, name))]
+  if len(hits) != 1:
+    found = "no rule" if not hits else " and ".join(r.pattern for r, _ in hits)
+    raise ConversionError(f"{name}: matched by {found}")
+  rule, match = hits[0]
+  groups = list(match.groups())
+  layer = int(groups.pop(0)) if rule.layered else None
+  return rule, rule.target.format("", *groups), layer
+
+
+def expand(
+  rules: Sequence[Rule], shapes: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[str, str, int | None, Fn]]:
+  """Every PyTorch name that the parameters of these shapes become: (name, target, layer, fn)."""
+  for rule in rules:
+    parts = re.split(r"\(([^()?]+)\)", rule.pattern)  # text, group, text, group, ...
+    text = [re.sub(r"\\(.)", r"\1", t) for t in parts[0::2]]
+    choices = [g.split("|") for g in parts[1::2] if g != "\\d+"]
+    for picked in itertools.product(*choices):
+      target = rule.target.format("", *picked)
+      if target not in shapes:
+        continue
+      for layer in range(shapes[target][0]) if rule.layered else [None]:
+        names = iter(picked)
+        groups = [str(layer) if g == "\\d+" else next(names) for g in parts[1::2]]
+        name = text[0] + "".join(g + t for g, t in zip(groups, text[1:], strict=True))
+        yield name, target, layer, rule.fn
+
+
 def to_params(
   rules: Sequence[Rule], tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any] | None = None
 ) -> Tree:
@@ -106,15 +141,11 @@ def to_params(
   single: dict[str, np.ndarray] = {}
   layers: dict[str, dict[int, np.ndarray]] = {}
   for name, tensor in tensors.items():
-    hits = [(r, m) for r in rules if (m := re.fullmatch(r.pattern, name))]
-    if len(hits) != 1:
-      found = "no rule" if not hits else " and ".join(r.pattern for r, _ in hits)
-      problems.append(f"{name}: matched by {found}")
+    try:
+      rule, target, layer = locate(rules, name)
+    except ConversionError as e:
+      problems.append(str(e))
       continue
-    rule, match = hits[0]
-    groups = list(match.groups())
-    layer = int(groups.pop(0)) if rule.layered else None
-    target = rule.target.format("", *groups)
     try:
       array = rule.fn.there(np.asarray(tensor))
     except ValueError as e:
@@ -152,21 +183,10 @@ def to_state_dict(rules: Sequence[Rule], params: Mapping[str, Any]) -> dict[str,
   """
   flat = {k: np.asarray(v) for k, v in flatten(params).items()}
   tensors, used = {}, set()
-  for rule in rules:
-    parts = re.split(r"\(([^()?]+)\)", rule.pattern)  # text, group, text, group, ...
-    text = [re.sub(r"\\(.)", r"\1", t) for t in parts[0::2]]
-    choices = [g.split("|") for g in parts[1::2] if g != "\\d+"]
-    for picked in itertools.product(*choices):
-      target = rule.target.format("", *picked)
-      if target not in flat:
-        continue
-      used.add(target)
-      stacked = enumerate(flat[target]) if rule.layered else [(0, flat[target])]
-      for layer, array in stacked:
-        names = iter(picked)
-        groups = [str(layer) if g == "\\d+" else next(names) for g in parts[1::2]]
-        name = text[0] + "".join(g + t for g, t in zip(groups, text[1:], strict=True))
-        tensors[name] = np.asarray(rule.fn.back(array), order="C")
+  for name, target, layer, fn in expand(rules, {k: v.shape for k, v in flat.items()}):
+    used.add(target)
+    array = flat[target] if layer is None else flat[target][layer]
+    tensors[name] = np.asarray(fn.back(array), order="C")
   left = sorted(flat.keys() - used)
   if left:
     raise ConversionError("no rule exports:\n  " + "\n  ".join(left))

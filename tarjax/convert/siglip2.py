@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarjax import losses
+from tarjax.convert.plan import Cut, cut_tensors, fuse_tensors
 from tarjax.convert.rules import (
   Fn,
   Rule,
@@ -41,7 +42,13 @@ Tensors = Mapping[str, np.ndarray]
 Config = VisionConfig | TextConfig | NaFlexConfig
 
 scalar = Fn(lambda w: w.reshape(()), lambda w: w.reshape(1))  # [1] <-> []
-PACKED = "head.attention.in_proj_"
+HEAD_CUTS = (  # a pooling head's in_proj_{weight,bias} [3d ...] is q, k and v
+  Cut(
+    r"(.*head\.attention\.)in_proj_(weight|bias)",
+    ("{0}q_proj.{1}", "{0}k_proj.{1}", "{0}v_proj.{1}"),
+    (1, 1, 1),
+  ),
+)
 
 
 def _common(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +112,7 @@ def block_rules(source: str, target: str, heads: int) -> list[Rule]:
 
 
 def vision_rules(source: str, target: str, config: VisionConfig | NaFlexConfig) -> list[Rule]:
-  """An image tower; its packed in-projection must be unpacked (`unpack_heads`)."""
+  """An image tower; its packed in-projection must be unpacked (`HEAD_CUTS`)."""
   s, t, at, h = source, target, target + "head/attn/", config.heads
   patch = conv if isinstance(config, VisionConfig) else transpose
   a, m = s + r"head\.attention\.", s + r"head\.mlp\."
@@ -143,32 +150,6 @@ def text_rules(source: str, target: str, config: TextConfig) -> list[Rule]:
       Rule(s + r"head\.bias",                             t + "head/bias"),
   ]
   # fmt: on
-
-
-def unpack_heads(tensors: Tensors) -> dict[str, np.ndarray]:
-  """The pooling heads' in_proj_{weight,bias} [3d ...] -> three tensors named like a block's."""
-  parts = {}
-  for name, tensor in tensors.items():
-    before, packed, kind = name.rpartition(PACKED)
-    if not packed:
-      parts[name] = tensor
-      continue
-    for letter, part in zip("qkv", np.split(tensor, 3), strict=True):
-      parts[f"{before}head.attention.{letter}_proj.{kind}"] = part
-  return parts
-
-
-def pack_heads(tensors: Tensors) -> dict[str, np.ndarray]:
-  """The inverse of `unpack_heads`."""
-  packed = {}
-  for name, tensor in tensors.items():
-    before, query, kind = name.rpartition("head.attention.q_proj.")
-    if query:
-      names = [f"{before}head.attention.{letter}_proj.{kind}" for letter in "qkv"]
-      packed[f"{before}{PACKED}{kind}"] = np.concatenate([tensors[n] for n in names])
-    elif not any(f"head.attention.{letter}_proj." in name for letter in "kv"):
-      packed[name] = tensor
-  return packed
 
 
 def shapes_of(module, *args) -> Tree:
@@ -244,14 +225,15 @@ def import_siglip2(config: Mapping[str, Any], tensors: Tensors) -> Tree:
     shapes = {"vision": shapes, "text": text_shapes(text), "logit_scale": one, "logit_bias": one}
   level = "vision_model." if any(n.startswith("vision_model.") for n in tensors) else ""
   kept = {n: t for n, t in tensors.items() if not n.endswith("position_ids")}
-  return to_params(siglip2_rules(configs, level), unpack_heads(kept), shapes)
+  return to_params(siglip2_rules(configs, level), cut_tensors(HEAD_CUTS, kept), shapes)
 
 
 def export_siglip2(
   config: Mapping[str, Any], params: Tree, level: str = "vision_model."
 ) -> dict[str, np.ndarray]:
   """The inverse of `import_siglip2`; `level` "" gives the names of transformers 5."""
-  return pack_heads(to_state_dict(siglip2_rules(model_config(config), level), params))
+  rules = siglip2_rules(model_config(config), level)
+  return fuse_tensors(HEAD_CUTS, to_state_dict(rules, params))
 
 
 def run_parity(

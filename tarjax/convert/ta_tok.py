@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tarjax.convert.plan import cut_tensors, fuse_tensors
 from tarjax.convert.rules import (
   ConversionError,
   Rule,
@@ -26,12 +27,11 @@ from tarjax.convert.rules import (
   unflatten,
 )
 from tarjax.convert.siglip2 import (
+  HEAD_CUTS,
   Tensors,
   naflex_config_from_hf,
   nhwc,
-  pack_heads,
   shapes_of,
-  unpack_heads,
   vision_config_from_hf,
   vision_rules,
   vision_shapes,
@@ -148,7 +148,7 @@ def import_ta_tok(config: TaTokConfig, tensors: Tensors) -> tuple[Tree, Tree]:
   """
   kept = {n: t for n, t in tensors.items() if not n.startswith("teacher")}
   level = "vision_model." if any(n.startswith("decoder.vision_model.") for n in kept) else ""
-  tree = to_params(ta_tok_rules(config, level), unpack_heads(kept))
+  tree = to_params(ta_tok_rules(config, level), cut_tensors(HEAD_CUTS, kept))
   scaling = tree.pop("scale_layer", {})
   if any((buffer != 0.5).any() for buffer in scaling.values()):
     raise ConversionError("scale_layer maps pixels otherwise than to [-1, 1]")
@@ -178,7 +178,8 @@ def export_ta_tok(
   config: TaTokConfig, params: Tree, unused: Tree, level: str = "vision_model."
 ) -> dict[str, np.ndarray]:
   """The inverse of `import_ta_tok`; `level` "" gives the decoder's names in transformers 5."""
-  return pack_heads(to_state_dict(ta_tok_rules(config, level), join(params, unused)))
+  tensors = to_state_dict(ta_tok_rules(config, level), join(params, unused))
+  return fuse_tensors(HEAD_CUTS, tensors)
 
 
 def read_ta_tok(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -1,0 +1,102 @@
+"""What a checkpoint holds, without reading a weight: components, parameters, dtypes, origin."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tarjax.convert.exporting import Run, open_run
+from tarjax.convert.kinds import load_kind, recognise
+from tarjax.convert.plan import Array, plan_import, total
+from tarjax.convert.rules import ConversionError
+from tarjax.convert.tensors import open_source
+
+ALWAYS = (
+  ("teacher", r"teacher/.*"),
+  ("TA-Tok", r"ta_tok/.*"),
+  ("kept as it came, no part of the network", r"verbatim/.*"),
+)
+OTHER = "other"
+
+
+def inspect(path: str, given: Mapping[str, Any]) -> list[str]:
+  """Lines about a run "DIR[@STEP]", a bundle, or files that could be imported.
+
+  Raises:
+    UserError, ConversionError: nothing there that can be read.
+  """
+  folder = Path(path)
+  if (folder / "bundle.json").is_file():
+    return inspect_bundle(folder)
+  if folder.is_file() or (folder.is_dir() and not is_run(folder)):
+    return inspect_files(folder, given)
+  return inspect_run(open_run(path))
+
+
+def is_run(folder: Path) -> bool:
+  """Whether config.json is a run's and not a Hugging Face model's."""
+  path = folder / "config.json"
+  try:
+    return "config" in json.loads(path.read_text())
+  except (OSError, ValueError):
+    return False
+
+
+def inspect_bundle(folder: Path) -> list[str]:
+  try:
+    components = json.loads((folder / "bundle.json").read_text())["components"]
+    items = sorted(components.items())
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise ConversionError(f"{folder / 'bundle.json'} is damaged: {e}") from e
+  lines = [f"{folder}: a bundle of {', '.join(name for name, _ in items)}"]
+  for name, place in items:
+    if is_run(folder / place):
+      lines += ["", f"{name}:", *inspect_run(open_run(str(folder / place)))]
+    else:
+      there = "there" if (folder / place / "tokenizer.json").is_file() else "missing"
+      lines += ["", f"{name}: {folder / place}, {there}"]
+  return lines
+
+
+def inspect_run(run: Run) -> list[str]:
+  origin = run.provenance
+  lines = [f"{run.path}: {run.kind}, {'imported' if origin else 'trained'}"]
+  if origin:
+    revision = f" at revision {origin['revision']}" if origin.get("revision") else ""
+    lines.append(f"  from {origin.get('source')}{revision}, by tarjax {origin.get('tarjax')}")
+    lines += [f"  {sha}  {name}" for name, sha in origin.get("files", {}).items()]
+    lines += [f"  made: {sentence}" for sentence in origin.get("made", ())]
+    lines += [f"  assumed: {sentence}" for sentence in run.layout.get("assumed", ())]
+  return lines + table_of(run.kind, run.arrays)
+
+
+def inspect_files(path: Path, given: Mapping[str, Any]) -> list[str]:
+  source = open_source(path)
+  found = recognise(source, given)
+  plan = plan_import(found.table, source.tensors)
+  files = ", ".join(f"{file.name} {file.stat().st_size:,} bytes" for file in source.digests)
+  lines = [f"{path}: {found.kind}, {len(source.tensors)} tensors in {files}"]
+  lines += [f"  assumed: {sentence}" for sentence in found.layout.get("assumed", ())]
+  return lines + table_of(found.kind, plan.arrays)
+
+
+def table_of(kind: str, arrays: Mapping[tuple[str, str], Array]) -> list[str]:
+  """One line per part: parameters, dtype; then sums, and what is not trained or not read."""
+  parts = (*load_kind(kind).PARTS, *ALWAYS)
+  groups: dict[str, list[Array]] = {label: [] for label, _ in parts} | {OTHER: []}
+  for (_, name), array in arrays.items():
+    label = next((label for label, pattern in parts if re.fullmatch(pattern, name)), OTHER)
+    groups[label].append(array)
+  lines = [line(label, group) for label, group in groups.items() if group]
+  lines.append(line("total", list(arrays.values())))
+  for tree in sorted({tree for tree, _ in arrays} - {"params"}):
+    lines.append(line(f"of which {tree}", [a for (t, _), a in arrays.items() if t == tree]))
+  return lines
+
+
+def line(label: str, arrays: list[Array]) -> str:
+  count = sum(math.prod(a.shape) for a in arrays)
+  dtypes = ", ".join(sorted({str(a.dtype) for a in arrays}))
+  return f"  {label:<42}{count:>16,}  {total(arrays) / 1e9:8.3f} GB  {dtypes}"
