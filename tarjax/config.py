@@ -30,7 +30,10 @@ OPTIM = {
     "name", "lr", "b1", "b2", "eps", "weight_decay", "warmup", "schedule", "final", "clip",
 }
 # Keys that may change between two starts of one run, because no weight depends on them.
-FREE = {"mesh", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/threads"}
+FREE = {
+    "mesh", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/max_damaged",
+    "data/workers", "data/threads", "data/prefetch",
+}
 # fmt: on
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

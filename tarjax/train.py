@@ -58,6 +58,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
 
   from tarjax import checkpoint, metrics, optim, sharding, tasks
   from tarjax import state as states
+  from tarjax.data import damage
   from tarjax.data.pipeline import make_batches
   from tarjax.evals.loss import Evaluator
 
@@ -101,9 +102,12 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     )
 
     # --- data: a pure function of (seed, step), so a start is all there is to restore -----------
-    place = sharding.batch_sharding(mesh)
-    with told():
-      batches = iter(make_batches(config, start_step=start, sharding=place, split="train"))
+    def read(split, first):
+      with told():
+        place = sharding.batch_sharding(mesh)
+        yield from make_batches(config, start_step=first, sharding=place, split=split)
+
+    batches = read("train", start)
 
     def predict(state, batch, index, static):
       index = jax.device_put(np.int32(index), sharding.replicated(mesh))
@@ -111,7 +115,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
 
     evaluator = Evaluator(
       predict,
-      batches=lambda: make_batches(config, start_step=0, sharding=place, split="test"),
+      batches=lambda: read("test", 0),
       static=task.static,
       count=config.eval_batches,
     )
@@ -157,6 +161,8 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
 
   # --- end: the saver has finished ---------------------------------------------------------------
   timing = clock.read(step)
+  if damaged := len(damage.listed(workdir)):
+    say(f"{workdir.name}: {damaged} damaged records were passed over: {workdir / damage.FILE}")
   if step < config.steps:
     say(f"{workdir.name}: stopped by signal {stop[0]} at step {step}; run it again to go on")
     return 128 + stop[0]
