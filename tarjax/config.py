@@ -12,6 +12,7 @@ import json
 import os
 import re
 import subprocess
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,13 @@ def told(*more: type[Exception]):
     raise UserError(str(e)) from e
 
 
-def parse(argv: list[str], keys: set[str] | None = None) -> tuple[Any, Path]:
+def parse(
+  argv: list[str], keys: set[str] | None = None, optional: dict[str, Any] | None = None
+) -> tuple[Any, Path]:
   """["--config=FILE[:variant]", "--workdir=DIR", "--config.key=value", ...] -> config, workdir.
 
-  Without `keys` it is a training run's config; with them, one of exactly these top-level keys.
+  Without `keys` it is a training run's config; with them, one of exactly these top-level keys, and
+  of the optional ones, which have the given values where they are missing.
 
   Raises:
     UserError: a missing or broken file, an unknown key (with the nearest real one), a bad value.
@@ -70,7 +74,10 @@ def parse(argv: list[str], keys: set[str] | None = None) -> tuple[Any, Path]:
   if keys is None:
     check(config)
   else:
-    check_keys("", config, keys, keys)
+    optional = optional or {}
+    check_keys("", config, keys, keys | optional.keys())
+    with config.unlocked():
+      config.update({k: v for k, v in optional.items() if k not in config})
   return config, workdir
 
 
@@ -162,8 +169,8 @@ def plain(config: ConfigDict) -> dict:
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Atomic: a reader sees the old file or the new one."""
-  new = path.with_name(path.name + ".new")
+  """Atomic, also among several writers: a reader sees the old file or a new one."""
+  new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.new")
   with open(new, "w") as f:
     f.write(json.dumps(value, indent=2) + "\n")
     f.flush()

@@ -56,7 +56,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   import jax
   import numpy as np
 
-  from tarjax import checkpoint, metrics, optim, sharding, tasks
+  from tarjax import checkpoint, metrics, optim, sharding, stamps, tasks
   from tarjax import state as states
   from tarjax.data import damage
   from tarjax.data.pipeline import make_batches
@@ -87,6 +87,9 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     init_key, key = states.make_keys(config.seed, mesh)
     (workdir / "params.txt").write_text(states.parameter_table(layout))
 
+    with told():
+      stamps.verify(config, workdir)
+
     # --- restore -------------------------------------------------------------------------------
     saver = stack.enter_context(contextlib.closing(checkpoint.Saver(workdir, config.keep)))
     meta = {"seed": config.seed, "data": fingerprint(config.data)}
@@ -107,7 +110,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
         place = sharding.batch_sharding(mesh)
         yield from make_batches(config, start_step=first, sharding=place, split=split)
 
-    batches = read("train", start)
+    batches = stack.enter_context(contextlib.closing(read("train", start)))
 
     def predict(state, batch, index, static):
       index = jax.device_put(np.int32(index), sharding.replicated(mesh))

@@ -51,7 +51,7 @@ class Folder:
     with located(path, 0, "byte"):
       name = path.relative_to(self._root).as_posix() if self._root.is_dir() else path.name
       return fields.make_record(
-        {"image": str(path), "caption": self._caption(path, name)},
+        {"image": path.read_bytes(), "caption": self._caption(path, name)},
         transforms.to_rgb,
         name=name,
         source=self._root.name,

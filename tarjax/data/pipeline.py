@@ -14,10 +14,11 @@ takes the place of a damaged one, and WORKDIR/quarantine.jsonl lists it.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -124,7 +125,9 @@ def local_rows(sharding: jax.sharding.Sharding, batch: int) -> list[int]:
   return sorted({row for part in parts if part for row in range(batch)[part[0]]})
 
 
-def read_ahead(dataset: grain.MapDataset, threads: int, prefetch: int, workers: int) -> Iterator:
+def read_ahead(
+  dataset: grain.MapDataset, threads: int, prefetch: int, workers: int
+) -> grain.DatasetIterator:
   """Elements in order, made ahead of their use by threads, or in processes of their own.
 
   Args:
@@ -156,13 +159,22 @@ class Batches:
     return self
 
   def __next__(self) -> dict[str, Any]:
-    batch = next(self._steps)
+    try:
+      batch = next(self._steps)
+    except Exception:
+      self.close()
+      raise
     if self._sharding is None:
       return batch
     return {
       k: jax.make_array_from_process_local_data(self._sharding, v, (self._batch, *v.shape[1:]))
       for k, v in batch.items()
     }
+
+  def close(self) -> None:
+    """Ends the threads and worker processes."""
+    with contextlib.suppress(AttributeError):  # Grain, when a thread of its own is at it already
+      self._steps.close()
 
 
 class Steps:

@@ -222,7 +222,18 @@ def read_meta(directory: str | Path) -> dict:
   path = Path(directory) / META
   if not path.is_file():
     raise ValueError(f"{directory} is not a finished folder of records: {META} is missing")
-  return json.loads(path.read_text())
+  return read_json(path)
+
+
+def read_json(path: Path) -> dict:
+  """An object in a file; ValueError, with its name, when there is none."""
+  try:
+    found = json.loads(path.read_bytes())
+  except ValueError as e:
+    raise ValueError(f"{path} is damaged: {e}") from e
+  if not isinstance(found, dict):
+    raise ValueError(f"{path} is damaged: it holds no object")
+  return found
 
 
 def _count(file: str | Path) -> int:
