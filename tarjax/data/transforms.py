@@ -11,7 +11,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 
 def to_rgb(source: bytes | str | Path | Image.Image) -> np.ndarray:
-  """Encoded bytes, a path or a PIL image -> uint8[y x 3].
+  """Encoded bytes, a path or a PIL image -> uint8[y x 3], read-only.
 
   EXIF rotation is applied, 16-bit values are scaled (PIL alone would clip them), alpha is
   dropped, and of an animation the first frame is taken.
@@ -29,7 +29,7 @@ def to_rgb(source: bytes | str | Path | Image.Image) -> np.ndarray:
     image = _upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
       return _gray(np.asarray(image, np.float32), image.mode)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
   except UnidentifiedImageError as e:
     raise ValueError(f"{name} is not an image file") from e
   except Image.DecompressionBombError as e:
@@ -86,4 +86,4 @@ def _short_side(image: np.ndarray, size: int) -> np.ndarray:
 def _resize(image: np.ndarray, y: int, x: int) -> np.ndarray:
   if image.shape[:2] == (y, x):
     return image
-  return np.array(Image.fromarray(image).resize((x, y), Image.Resampling.BICUBIC))
+  return np.asarray(Image.fromarray(image).resize((x, y), Image.Resampling.BICUBIC))
