@@ -14,7 +14,6 @@ takes the place of a damaged one, and WORKDIR/quarantine.jsonl lists it.
 """
 
 import bisect
-import contextlib
 import dataclasses
 import difflib
 import sys
@@ -152,18 +151,17 @@ class Batches:
   def __init__(self, format_, data: DataConfig, batch, rows, start_step, sharding):
     self._sharding, self._batch = sharding, batch
     self.stats: Mapping[str, int] = getattr(format_, "stats", {})
-    steps = grain.MapDataset.source(Steps(format_.row, batch, rows))[start_step:]
+    steps = grain.MapDataset.source(Told(Steps(format_.row, batch, rows)))[start_step:]
     self._steps = read_ahead(steps, data.threads, data.prefetch, data.workers)
 
   def __iter__(self):
     return self
 
   def __next__(self) -> dict[str, Any]:
-    try:
-      batch = next(self._steps)
-    except Exception:
+    batch = next(self._steps)
+    if isinstance(batch, Exception):
       self.close()
-      raise
+      raise batch
     if self._sharding is None:
       return batch
     return {
@@ -173,8 +171,7 @@ class Batches:
 
   def close(self) -> None:
     """Ends the threads and worker processes."""
-    with contextlib.suppress(AttributeError):  # Grain, when a thread of its own is at it already
-      self._steps.close()
+    self._steps.close()
 
 
 class Steps:
@@ -194,6 +191,26 @@ class Steps:
         hint = "; set config.data.size" if key == "image" else ""
         raise ValueError(f"{key!r} has shapes {sorted(shapes)} in the batch of step {index}{hint}")
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class Told:
+  """Random access: step -> its batch, or the error that says why there is none.
+
+  An error that is raised in a worker process makes Grain's threads wait for each other, so errors
+  travel as elements, and `Batches` raises them.
+  """
+
+  def __init__(self, steps: Steps):
+    self._steps = steps
+
+  def __len__(self) -> int:
+    return len(self._steps)
+
+  def __getitem__(self, index: Any) -> Row | Exception:
+    try:
+      return self._steps[index]
+    except (ValueError, OSError) as e:
+      return e
 
 
 class Images:
