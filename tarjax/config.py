@@ -12,7 +12,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Set
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ OPTIM = {
 }
 MORE_OPTIM = {"came": {"b3"}}  # keys of one optimizer
 # Keys that may change between two starts of one run, because no weight depends on them.
-FREE = {"mesh", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/threads"}
+FREE = {
+    "mesh", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/max_damaged",
+    "data/workers", "data/threads", "data/prefetch",
+}
 # fmt: on
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -51,12 +54,12 @@ def told(*more: type[Exception]):
 
 
 def parse(
-  argv: list[str], keys: set[str] | None = None, optional: Set[str] = frozenset()
+  argv: list[str], keys: set[str] | None = None, optional: dict[str, Any] | None = None
 ) -> tuple[Any, Path]:
   """["--config=FILE[:variant]", "--workdir=DIR", "--config.key=value", ...] -> config, workdir.
 
-  Without `keys` it is a training run's config; with them, one of these top-level keys and any of
-  the optional ones.
+  Without `keys` it is a training run's config; with them, one of exactly these top-level keys, and
+  of the optional ones, which have the given values where they are missing.
 
   Raises:
     UserError: a missing or broken file, an unknown key (with the nearest real one), a bad value.
@@ -72,7 +75,10 @@ def parse(
   if keys is None:
     check(config)
   else:
-    check_keys("", config, keys, keys | optional)
+    optional = optional or {}
+    check_keys("", config, keys, keys | optional.keys())
+    with config.unlocked():
+      config.update({k: v for k, v in optional.items() if k not in config})
   return config, workdir
 
 
@@ -165,8 +171,8 @@ def plain(config: ConfigDict) -> dict:
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Atomic: a reader sees the old file or the new one."""
-  new = path.with_name(path.name + ".new")
+  """Atomic, also among several writers: a reader sees the old file or a new one."""
+  new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.new")
   with open(new, "w") as f:
     f.write(json.dumps(value, indent=2) + "\n")
     f.flush()

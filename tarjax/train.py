@@ -57,8 +57,9 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   import jax
   import numpy as np
 
-  from tarjax import checkpoint, metrics, optim, sharding, tasks
+  from tarjax import checkpoint, metrics, optim, sharding, stamps, tasks
   from tarjax import state as states
+  from tarjax.data import damage
   from tarjax.data.pipeline import make_batches
   from tarjax.evals.loss import Evaluator
 
@@ -87,6 +88,9 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     init_key, key = states.make_keys(config.seed, mesh)
     (workdir / "params.txt").write_text(states.parameter_table(layout))
 
+    with told():
+      stamps.verify(config, workdir)
+
     # --- restore -------------------------------------------------------------------------------
     saver = stack.enter_context(contextlib.closing(checkpoint.Saver(workdir, config.keep)))
     meta = {"seed": config.seed, "data": fingerprint(config.data)}
@@ -103,9 +107,12 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     )
 
     # --- data: a pure function of (seed, step), so a start is all there is to restore -----------
-    place = sharding.batch_sharding(mesh)
-    with told():
-      batches = iter(make_batches(config, start_step=start, sharding=place, split="train"))
+    def read(split, first):
+      with told():
+        place = sharding.batch_sharding(mesh)
+        yield from make_batches(config, start_step=first, sharding=place, split=split)
+
+    batches = stack.enter_context(contextlib.closing(read("train", start)))
 
     def predict(state, batch, index, static):
       index = jax.device_put(np.int32(index), sharding.replicated(mesh))
@@ -113,7 +120,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
 
     evaluator = Evaluator(
       predict,
-      batches=lambda: make_batches(config, start_step=0, sharding=place, split="test"),
+      batches=lambda: read("test", 0),
       static=task.static,
       count=config.eval_batches,
     )
@@ -159,6 +166,8 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
 
   # --- end: the saver has finished ---------------------------------------------------------------
   timing = clock.read(step)
+  if damaged := len(damage.listed(workdir)):
+    say(f"{workdir.name}: {damaged} damaged records were passed over: {workdir / damage.FILE}")
   if step < config.steps:
     say(f"{workdir.name}: stopped by signal {stop[0]} at step {step}; run it again to go on")
     return 128 + stop[0]

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import random
@@ -112,6 +113,17 @@ def test_stop_and_resume_on_another_mesh(fake, tmp_path, capsys):
   a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
   for name in a:
     np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_what_the_data_say_ends_the_run_in_a_sentence(fake, tmp_path, monkeypatch):
+  def damaged(*args, **kwargs):
+    yield from itertools.islice(fake.make_batches(*args, **kwargs), 3)
+    raise ValueError("7 of 40 records read are damaged")
+
+  monkeypatch.setattr(sys.modules["tarjax.data.pipeline"], "make_batches", damaged)
+  for changes in ({"eval_every": 0}, {"eval_every": 2, "eval_batches": 4}):
+    with pytest.raises(UserError, match="7 of 40 records"):
+      run(fake.get_config(changes), tmp_path / str(changes["eval_every"]))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(fake, tmp_path):

@@ -100,6 +100,14 @@ class Packer:
       self._windows[0] = Future()
       self._windows[0].set_result(self._pack(0, examples))
 
+  def __getstate__(self) -> dict:  # a worker process packs for itself
+    return {k: v for k, v in vars(self).items() if k not in ("_lock", "_windows")}
+
+  def __setstate__(self, state: dict) -> None:
+    vars(self).update(state)
+    self._lock = threading.Lock()
+    self._windows = collections.OrderedDict()
+
   def row(self, r: int) -> dict[str, np.ndarray]:
     """Row r: tokens, labels, segments, positions: int32[length] each."""
     examples, plan = self._cached(r // self.rows)

@@ -9,22 +9,26 @@ A batch is a dict of arrays with a leading batch axis; config.data.format says w
   packed  "tokens", "labels", "segments", "positions" int32[b l]: several examples a row;
           labels[i] belongs to token i (-100: none), segments count from 1 and are 0 in padding
 
-Step k holds rows k*b .. k*b+b-1 of an endless stream, whatever the number of processes, threads
-or restarts: each process makes the rows its devices need.
+Step k holds rows k*b .. k*b+b-1 of an endless stream, whatever the number of processes, workers,
+threads or restarts: each process makes the rows its devices need. Another record of its source
+takes the place of a damaged one, and WORKDIR/quarantine.jsonl lists it.
 """
 
 import bisect
 import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from tarjax.data import sources, tokens, transforms
+from tarjax.data.damage import Quarantine
+from tarjax.data.mixture import Mixture, draw
 from tarjax.data.packing import Example, Packer
 
 Row = dict[str, np.ndarray]
@@ -46,6 +50,8 @@ class DataConfig:
   rows: int = 0  # packed: rows per window, 0 chooses
   scales: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"1": 1.0})
   label_style: str = "reference"
+  max_damaged: float = 0.01  # share of damaged records above which a run stops
+  workers: int = 0  # processes that make batches, for images to be decoded on many cores
   threads: int = 2  # 0 makes batches in the calling thread
   prefetch: int = 8  # batches
 
@@ -97,30 +103,20 @@ def make_batches(config, *, start_step: int = 0, sharding=None, split: str = "tr
 
 
 def mix(data: DataConfig, *, workdir: str, split: str, seed: int) -> Records:
-  """index -> record, endless: sources are shuffled anew in each pass and mixed in proportion.
+  """The mixture that config.data.sources describes: index -> record.
 
-  Grain shuffles and mixes plain numbers, under which all records of all sources are counted.
+  Raises:
+    ValueError: an unknown, empty or unreadable source, or weights that are not positive.
   """
-  members, parts, weights, starts = [], [], [], [0]
-  for i, spec in enumerate(data.sources):
-    source = sources.make_source(spec, workdir=workdir, split=split, seed=seed)
-    if not len(source):
+  members = []
+  for spec in data.sources:
+    members.append(sources.make_source(spec, workdir=workdir, split=split, seed=seed))
+    if not len(members[-1]):
       raise ValueError(f"config.data.sources: {dict(spec)} holds no record in split {split!r}")
-    numbers = grain.MapDataset.range(starts[-1], starts[-1] + len(source))
-    parts.append(numbers.seed(draw(seed, i) % 2**32).shuffle().repeat())
-    members.append(source)
-    weights.append(float(spec.get("weight", 1.0)))
-    starts.append(starts[-1] + len(source))
+  weights = [float(spec.get("weight", 1.0)) for spec in data.sources]
   if min(weights) <= 0:
     raise ValueError(f"config.data.sources: weights must be positive, not {weights}")
-  mixed = grain.MapDataset.mix(parts, weights)
-
-  def record(index: int) -> dict[str, Any]:
-    number: Any = mixed[index]
-    k = bisect.bisect(starts, number) - 1
-    return members[k][number - starts[k]]
-
-  return record
+  return Mixture(members, weights, seed, Quarantine(workdir, data.max_damaged))
 
 
 def local_rows(sharding: jax.sharding.Sharding, batch: int) -> list[int]:
@@ -129,36 +125,54 @@ def local_rows(sharding: jax.sharding.Sharding, batch: int) -> list[int]:
   return sorted({row for part in parts if part for row in range(batch)[part[0]]})
 
 
-def draw(seed: int, index: int) -> int:
-  """64 random bits for (seed, index): the splitmix64 generator's output at that counter."""
-  mask = 2**64 - 1
-  z = (seed * 0xD1342543DE82EF95 + (index + 1) * 0x9E3779B97F4A7C15) & mask
-  z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-  z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-  return z ^ (z >> 31)
+def read_ahead(
+  dataset: grain.MapDataset, threads: int, prefetch: int, workers: int
+) -> grain.DatasetIterator:
+  """Elements in order, made ahead of their use by threads, or in processes of their own.
+
+  Args:
+    threads: of each process; 0 makes an element when it is asked for.
+    prefetch: how many elements are made ahead, over all processes.
+    workers: processes; 0 makes everything in this one.
+  """
+  share = -(-prefetch // max(workers, 1))
+  elements = dataset.to_iter_dataset(grain.ReadOptions(threads, share if threads else 0))
+  if workers:
+    if (
+      not flags.FLAGS.is_parsed()
+    ):  # Grain reads its debug flags; the verbs have flags of their own
+      flags.FLAGS.mark_as_parsed()
+    elements = elements.mp_prefetch(grain.MultiprocessingOptions(workers, share))
+  return iter(elements)
 
 
 class Batches:
-  """Iterator over batches; `stats` is the packer's account so far (empty without packing)."""
+  """Iterator over batches; `stats` is the packer's account of this process (else empty)."""
 
   def __init__(self, format_, data: DataConfig, batch, rows, start_step, sharding):
     self._sharding, self._batch = sharding, batch
     self.stats: Mapping[str, int] = getattr(format_, "stats", {})
-    options = grain.ReadOptions(data.threads, data.prefetch if data.threads else 0)
-    steps = grain.MapDataset.source(Steps(format_.row, batch, rows))[start_step:]
-    self._steps: Iterator[Row] = iter(steps.to_iter_dataset(options))
+    steps = grain.MapDataset.source(Told(Steps(format_.row, batch, rows)))[start_step:]
+    self._steps = read_ahead(steps, data.threads, data.prefetch, data.workers)
 
   def __iter__(self):
     return self
 
   def __next__(self) -> dict[str, Any]:
     batch = next(self._steps)
+    if isinstance(batch, Exception):
+      self.close()
+      raise batch
     if self._sharding is None:
       return batch
     return {
       k: jax.make_array_from_process_local_data(self._sharding, v, (self._batch, *v.shape[1:]))
       for k, v in batch.items()
     }
+
+  def close(self) -> None:
+    """Ends the threads and worker processes."""
+    self._steps.close()
 
 
 class Steps:
@@ -178,6 +192,26 @@ class Steps:
         hint = "; set config.data.size" if key == "image" else ""
         raise ValueError(f"{key!r} has shapes {sorted(shapes)} in the batch of step {index}{hint}")
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class Told:
+  """Random access: step -> its batch, or the error that says why there is none.
+
+  An error that is raised in a worker process makes Grain's threads wait for each other, so errors
+  travel as elements, and `Batches` raises them.
+  """
+
+  def __init__(self, steps: Steps):
+    self._steps = steps
+
+  def __len__(self) -> int:
+    return len(self._steps)
+
+  def __getitem__(self, index: Any) -> Row | Exception:
+    try:
+      return self._steps[index]
+    except (ValueError, OSError) as e:
+      return e
 
 
 class Images:

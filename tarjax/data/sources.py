@@ -2,16 +2,23 @@
 
 A record is a dict: "id", "source", "task" (t2i, i2t, i2i, ti2i or text), "conversations" (turns
 {"from": "human" | "gpt", "value": text with `<image>` placeholders}) and "images" (one
-uint8[y x 3] per placeholder). Once tokenized, "images" gives way to "codes" (per image a dict
-from scale 1, 2, 3 to uint16[n]), "vq" (per image uint16[t]) and "latent" (per image
-float32[y x c]). A plain document has only "id", "source" and "text".
+uint8[y x 3] per placeholder); "caption" and "conversations_short" where there are such. Once
+tokenized, "images" gives way to "codes" (per image a dict from scale 1, 2, 3 to uint16[n]), "vq"
+(per image uint16[t]) and "latent" (per image float32[y x c]). A plain document has only "id",
+"source" and "text". For a record that cannot be used, a source raises `Damaged`.
+
+  records     ArrayRecord shards that `write_records` or `tarjax.encode` made
+  llava       JSON or JSONL and a folder of images      webdataset  tar files
+  parquet     rows with the images' bytes               tfds        builders in array_record form
+  folder      pictures with captions beside them        digits, documents   need no files
 """
 
+import functools
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +28,18 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from grain.sources import ArrayRecordDataSource
 from PIL import Image
 
-from tarjax.data import transforms
+from tarjax.data import fields, transforms
+from tarjax.data.damage import located
+from tarjax.data.files import Parts
+from tarjax.data.folder import Folder
+from tarjax.data.llava import Llava
+from tarjax.data.parquet import Parquet
+from tarjax.data.tfds import Tfds
+from tarjax.data.webdataset import WebDataset
 
 META = "meta.json"
 SHARD = "shard-{:05d}.array_record"
+PATHS = ("path", "images", "captions")  # arguments that are places
 TEST_EVERY = 50  # documents: one in so many is held out
 
 
@@ -46,11 +61,12 @@ def make_source(spec: Mapping[str, Any], *, workdir: str, split: str, seed: int)
   name = spec.get("name")
   if name not in SOURCES:
     raise ValueError(f"config.data.sources: no source {name!r}; there are {sorted(SOURCES)}")
-  if "path" in kwargs:
-    kwargs["path"] = resolve(workdir, kwargs["path"].replace("{split}", split))
   try:
+    for key in PATHS:
+      if kwargs.get(key):
+        kwargs[key] = resolve(workdir, kwargs[key].replace("{split}", split))
     return SOURCES[name](split=split, seed=seed, **kwargs)
-  except TypeError as e:
+  except (TypeError, AttributeError) as e:
     raise ValueError(f"config.data.sources: {name}: {e}") from e
 
 
@@ -64,34 +80,29 @@ class Records:
 
   Raises:
     ValueError: a folder that was never finished, a missing shard, or one with another number
-      of records than meta.json says; on reading, a damaged record, with its file and number.
+      of records than meta.json says; on reading, `Damaged`.
   """
 
   def __init__(self, path: str | Path):
     self.meta = read_meta(path)
-    self._shards = [(str(Path(path) / s["file"]), s["count"]) for s in self.meta["shards"]]
-    for file, count in self._shards:
+    self._files = [str(Path(path) / shard["file"]) for shard in self.meta["shards"]]
+    counts = [shard["count"] for shard in self.meta["shards"]]
+    for file, count in zip(self._files, counts, strict=True):
       found = _count(file)
       if found != count:
         raise ValueError(f"{file} holds {found} records, but {META} says {count}")
-    self._data = ArrayRecordDataSource([file for file, _ in self._shards])
+    self._parts = Parts(counts)
+    self._data = ArrayRecordDataSource(self._files)
 
   def __len__(self) -> int:
     return self.meta["count"]
 
   def __getitem__(self, index: int) -> dict:
-    try:
-      return decode_record(self._data[index])
-    except Exception as e:  # the reader and msgpack raise various types on damage
-      file, at = self._locate(index)
-      raise ValueError(f"record {at} of {file} is damaged: {e}") from e
-
-  def _locate(self, index: int) -> tuple[str, int]:
-    for file, count in self._shards:
-      if index < count:
-        return file, index
-      index -= count
-    raise IndexError(f"record {index} is past the end")
+    part, at = self._parts.locate(index)
+    with located(self._files[part], at):
+      record = decode_record(self._data[index])
+      fields.check(record, len(record.get("images", record.get("codes", ()))))
+      return record
 
 
 class Documents:
@@ -215,7 +226,18 @@ def read_meta(directory: str | Path) -> dict:
   path = Path(directory) / META
   if not path.is_file():
     raise ValueError(f"{directory} is not a finished folder of records: {META} is missing")
-  return json.loads(path.read_text())
+  return read_json(path)
+
+
+def read_json(path: Path) -> dict:
+  """An object in a file; ValueError, with its name, when there is none."""
+  try:
+    found = json.loads(path.read_bytes())
+  except ValueError as e:
+    raise ValueError(f"{path} is damaged: {e}") from e
+  if not isinstance(found, dict):
+    raise ValueError(f"{path} is damaged: it holds no object")
+  return found
 
 
 def _count(file: str | Path) -> int:
@@ -250,11 +272,6 @@ def _digits(*, split: str, seed: int, **kwargs) -> Any:
   return Digits(split=split, seed=seed, **kwargs)
 
 
-def _records(*, split: str, seed: int, path: str) -> Source:
-  del split, seed
-  return Records(path)
-
-
 def _documents(*, split: str, seed: int, chars: int = 800) -> Source:
   from tarjax.data.digits import text_documents
 
@@ -264,4 +281,23 @@ def _documents(*, split: str, seed: int, chars: int = 800) -> Source:
   return Documents(held_out, chars=chars)
 
 
-SOURCES = {"digits": _digits, "records": _records, "documents": _documents}
+def _from_files(kind: Callable[..., Source], *, split: str, seed: int, **kwargs) -> Source:
+  del split, seed
+  return kind(**kwargs)
+
+
+def _tfds(*, split: str, seed: int, subset: str = "", **kwargs) -> Source:
+  del seed
+  return Tfds(subset=subset or split, **kwargs)
+
+
+SOURCES: dict[str, Callable[..., Source]] = {
+  "digits": _digits,
+  "documents": _documents,
+  "folder": functools.partial(_from_files, Folder),
+  "llava": functools.partial(_from_files, Llava),
+  "parquet": functools.partial(_from_files, Parquet),
+  "records": functools.partial(_from_files, Records),
+  "tfds": _tfds,
+  "webdataset": functools.partial(_from_files, WebDataset),
+}

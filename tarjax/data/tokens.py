@@ -111,6 +111,33 @@ def make_vocab(tok: Tokenizer) -> Vocab:
   )
 
 
+def role_and_text(turn: dict) -> tuple[str, str]:
+  """{"from", "value"} or {"role", "content"} -> ("user", "assistant" or "system", text)."""
+  role = turn.get("from", turn.get("role"))
+  text = turn.get("value", turn.get("content"))
+  if role not in ROLES or not isinstance(text, str):
+    raise ValueError(f"a turn needs a known role and a text; this one has role {role!r}")
+  return ROLES[role], text
+
+
+def read_turns(conversations: Sequence[dict], images: int) -> list[tuple[str, str]]:
+  """Turns -> (role, text) each, from the user's first on, with one placeholder for every image.
+
+  Raises:
+    ValueError: no turn of the user, a turn without a known role or a text, or another number of
+      placeholders than images.
+  """
+  turns = [role_and_text(turn) for turn in conversations]
+  if turns and turns[0][0] != "user":
+    turns = turns[1:]
+  if not turns:
+    raise ValueError("the conversation is empty")
+  marks = sum(text.count(PLACEHOLDER) for _, text in turns)
+  if marks != images:
+    raise ValueError(f"{marks} {PLACEHOLDER} placeholders but {images} images")
+  return turns
+
+
 def image_ids(vocab: Vocab, codes) -> list[int]:
   """Codes int[n] -> token ids.
 
@@ -251,27 +278,11 @@ def _scale_id(vocab: Vocab, scale: int) -> int:
 
 def _pieces(tok, vocab: Vocab, conversations, images, scales) -> list[tuple[Sequence[int], int]]:
   """System turn and all turns as (ids, kind) pieces."""
-  turns = [_role_and_text(turn) for turn in conversations]
-  if turns and turns[0][0] != "user":
-    turns = turns[1:]
-  if not turns:
-    raise ValueError("the conversation is empty")
-  marks = sum(text.count(PLACEHOLDER) for _, text in turns)
-  if marks != len(images):
-    raise ValueError(f"{marks} {PLACEHOLDER} placeholders but {len(images)} images")
   queue = iter(zip(images, scales, strict=True))
   pieces: list[tuple[Sequence[int], int]] = [(vocab.system, IGNORED)]
-  for role, text in turns:
+  for role, text in read_turns(conversations, len(images)):
     pieces += _turn(tok, vocab, role, text, queue)
   return pieces
-
-
-def _role_and_text(turn: dict) -> tuple[str, str]:
-  role = turn.get("from", turn.get("role"))
-  text = turn.get("value", turn.get("content"))
-  if role not in ROLES or not isinstance(text, str):
-    raise ValueError(f"a turn needs a known role and a text; this one has role {role!r}")
-  return ROLES[role], text
 
 
 def _turn(tok, vocab: Vocab, role: str, text: str, queue) -> list[tuple[Sequence[int], int]]:

@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+ORIENTATION = 0x0112  # the EXIF tag
+
 
 def to_rgb(source: bytes | str | Path | Image.Image) -> np.ndarray:
-  """Encoded bytes, a path or a PIL image -> uint8[y x 3].
+  """Encoded bytes, a path or a PIL image -> uint8[y x 3], read-only.
 
   EXIF rotation is applied, 16-bit values are scaled (PIL alone would clip them), alpha is
   dropped, and of an animation the first frame is taken.
@@ -22,15 +25,16 @@ def to_rgb(source: bytes | str | Path | Image.Image) -> np.ndarray:
     name, source = str(source), Path(source).read_bytes()
   try:
     image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source))
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    image = _upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
       return _gray(np.asarray(image, np.float32), image.mode)
-    return np.array(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
   except UnidentifiedImageError as e:
     raise ValueError(f"{name} is not an image file") from e
   except Image.DecompressionBombError as e:
     raise ValueError(f"{name} has too many pixels: {e}") from e
-  except (OSError, SyntaxError, EOFError, ValueError) as e:
+  except Exception as e:  # Pillow's readers raise all kinds on damage
     raise ValueError(f"{name} is damaged: {e}") from e
 
 
@@ -53,6 +57,15 @@ def random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
   return image[top : top + size, left : left + size]
 
 
+def _upright(image: Image.Image) -> Image.Image:
+  """Turned as EXIF says; EXIF that cannot be read says nothing."""
+  try:
+    turned = image.getexif().get(ORIENTATION, 1) != 1
+    return (ImageOps.exif_transpose(image) or image) if turned else image
+  except Exception:  # Pillow's reader of EXIF raises all kinds on damage
+    return image
+
+
 def _gray(values: np.ndarray, mode: str) -> np.ndarray:
   """float32[y x] of a 16-bit, 32-bit or float picture -> uint8[y x 3]."""
   high, scale = values.max(initial=0), 1.0
@@ -73,4 +86,4 @@ def _short_side(image: np.ndarray, size: int) -> np.ndarray:
 def _resize(image: np.ndarray, y: int, x: int) -> np.ndarray:
   if image.shape[:2] == (y, x):
     return image
-  return np.array(Image.fromarray(image).resize((x, y), Image.Resampling.BICUBIC))
+  return np.asarray(Image.fromarray(image).resize((x, y), Image.Resampling.BICUBIC))

@@ -74,6 +74,12 @@ def test_exif_rotation():
   assert (transforms.to_rgb(png) == np.rot90(COLOUR, -1)).all()
 
 
+def test_exif_that_cannot_be_read_says_nothing():
+  for exif in (b"Exif\0\0rubbish", b"Exif\0\0MM\0*\0\0\xff\xff" + bytes(8)):
+    jpeg = encode(Image.fromarray(COLOUR), "JPEG", exif=exif)
+    assert transforms.to_rgb(jpeg).shape == COLOUR.shape
+
+
 @pytest.mark.parametrize(
   ("data", "message"),
   [
