@@ -6,7 +6,6 @@ import importlib.util
 import inspect
 import random
 import re
-import threading
 from pathlib import Path
 
 from tarjax.data.scenes import COLOURS, DIGITS
@@ -33,11 +32,6 @@ NUMBERS = (
 )
 QUESTIONS = ("What does {} do?", "What is {}?", "Explain {}.", "Describe {} in one sentence.")
 LONGEST = 140  # characters of an answer taken from a docstring
-
-
-# Python 3.11 counts the depth of its syntax trees for the whole process: two threads that parse at
-# once can fail with "recursion depth mismatch".
-PARSING = threading.Lock()
 
 
 @functools.cache
@@ -71,8 +65,7 @@ def _source(file: str | None) -> list[tuple[str, str | None]] | None:
   if not file or not file.endswith(".py"):
     return None
   kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-  with PARSING:
-    tree = ast.parse(Path(file).read_bytes())
+  tree = ast.parse(Path(file).read_bytes())
   found = [("", ast.get_docstring(tree))]
   for node in tree.body:
     if isinstance(node, kinds) and not node.name.startswith("_"):
