@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 IMAGE = 48
 TEXT_ROWS = 1558  # 1,536 byte-level BPE entries and Qwen2.5's 22 added tokens
 CODES = 1024
-ROW_SCALE = 3.0  # the codebook has unit rows, and the text rows are about a third long
+ROW_SCALE = 12.0  # the codebook's rows are about this much longer than those of the text
 VQ_CODES = 1024
 VQ_IMAGE = 24
 VQ_LENGTH = 36  # 6 x 6
@@ -77,8 +77,8 @@ def get_config(task: str, *, steps: int, batch: int, lr: float, warmup: int) -> 
         clip=1.0,
       ),
       mesh=dict(data=-1, fsdp=1, model=1),
-      log_every=20,
-      save_every=100,
+      log_every=max(1, steps // 30),
+      save_every=max(1, steps // 12),
       eval_every=0,
       keep=1,
     )

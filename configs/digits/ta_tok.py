@@ -14,10 +14,10 @@ NEW += ["decode_task1", "decode_task2"]
 
 
 def get_config(variant="full"):
-  config = base.get_config("ta_tok", steps=900, batch=32, lr=1e-3, warmup=30)
+  config = base.get_config("ta_tok", steps=2400, batch=8, lr=1e-3, warmup=30)
   config.optim.b2 = 0.99
   config.model = dict(base.TA_TOK)
-  config.scales = {"1": 1.0, "2": 2.0, "3": 1.0}  # it draws at 2; the paper's mixture is 2:1:1
+  config.scales = {"1": 1.0, "2": 4.0, "3": 1.0}
   config.beta = 0.25
   config.init = {"encoder": "../siglip2:vision"}
   read = base.VISION["depth"] - 1  # the last block, the norm after it and the head are not read
@@ -26,7 +26,13 @@ def get_config(variant="full"):
   config.dont_load += NEW
   config.frozen = {"teacher": "../siglip2:vision"}
   config.codebook = dict(
-    llm="../llm", candidates=1536, metric="l2", direction="largest", fit=True, match=1.0
+    llm="../llm",
+    candidates=1536,
+    metric="l2",
+    direction="largest",
+    scale=16.0,  # Adam moves W by lr a step whatever the rows' length: longer ones follow sooner
+    fit=True,
+    match=1.0,
   )
   config.data = dict(
     sources=[dict(name="digits", task="image", weight=1.0)], format="images", size=base.IMAGE

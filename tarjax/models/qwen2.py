@@ -20,6 +20,7 @@ from tarjax.models.layers import (
   RMSNorm,
   causal_mask,
   init_cache,
+  normal,
   rotary_table,
   stack,
 )
@@ -82,7 +83,7 @@ class Qwen2(nn.Module):
   def setup(self):
     c, dtype = self.config, jnp.dtype(self.config.dtype)
     axes = (nn.broadcast, nn.broadcast, 0, nn.broadcast)
-    self.table = Embed(c.vocab, c.width, dtype, name="embed")
+    self.table = Embed(c.vocab, c.width, dtype, normal(c.width**-0.5), name="embed")
     self.blocks = stack(Block, c.depth, c.remat, in_axes=axes)(c, self.collect)
     self.norm = RMSNorm(c.eps)
     if not c.tied:
