@@ -12,12 +12,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from tarjax.sharding import named, shard
 
 Array = jax.Array
 Init = Callable[..., Any]
 MASKED = -1e30  # finite: a row that is masked everywhere gives a mean, not NaN
+# What a block may keep for its backward pass: attention's output; queries, keys and values; the
+# stream between attention and MLP; and what goes into the MLP's nonlinearity (`up` of a plain one).
+SAVED = ("attn", "qkv", "resid", "gate", "up")
 
 
 def normal(std: float = 0.02) -> Init:
@@ -294,6 +298,7 @@ class Attention(nn.Module):
       q, key = norm_heads(q, "norm_q"), norm_heads(key, "norm_k")
     if rotary is not None:
       q, key = rotate(q, rotary), rotate(key, rotary)
+    q, key, value = (checkpoint_name(y, "qkv") for y in (q, key, value))
     if cache is not None:
       start = (0, index, 0, 0)
       cache = {
@@ -301,7 +306,7 @@ class Attention(nn.Module):
         "v": jax.lax.dynamic_update_slice(cache["v"], value.astype(cache["v"].dtype), start),
       }
       key, value = cache["k"].astype(self.dtype), cache["v"].astype(self.dtype)
-    y = attend(q, key, value, mask)  # [b l h k]
+    y = checkpoint_name(attend(q, key, value, mask), "attn")  # [b l h k]
     axes = ("heads", "head_dim", "embed")
     make: Any = {"bias": self.out_bias, "dtype": self.dtype, "init": as_matrix(self.init, h * k)}
     return Linear("blhk,hkd->bld", (h, k, d), axes, name="out", **make)(y), cache
@@ -325,6 +330,7 @@ class Mlp(nn.Module):
       "bias_init": self.bias_init,
     }
     h = Linear("bld,df->blf", (d, f), ("embed", "mlp"), name="fc1", **make)(x)
+    h = checkpoint_name(h, "up")
     h = shard(nn.gelu(h, approximate=True), "batch", "length", "act_mlp")  # [b l f]
     return Linear("blf,fd->bld", (f, d), ("mlp", "embed"), name="fc2", **make)(h)
 
@@ -341,8 +347,8 @@ class GatedMlp(nn.Module):
     d, f = x.shape[-1], self.width
     make: Any = {"dtype": self.dtype, "init": self.init}
     up, down = ((d, f), ("embed", "mlp")), ((f, d), ("mlp", "embed"))
-    h = nn.silu(Linear("bld,df->blf", *up, name="gate", **make)(x))
-    h = h * Linear("bld,df->blf", *up, name="up", **make)(x)
+    h = nn.silu(checkpoint_name(Linear("bld,df->blf", *up, name="gate", **make)(x), "gate"))
+    h = h * checkpoint_name(Linear("bld,df->blf", *up, name="up", **make)(x), "up")
     h = shard(h, "batch", "length", "act_mlp")  # [b l f]
     return Linear("blf,fd->bld", *down, name="down", **make)(h)
 
@@ -351,12 +357,10 @@ def stack(block, depth: int, remat: str, *, in_axes: Any = nn.broadcast, out_axe
   """`depth` copies of a block class as one scanned, rematerialized block; params gain [n].
 
   The block is called as `x, y = block(x, *args)`; `in_axes` says for each of args whether it is
-  shared (`nn.broadcast`) or has a layer axis. `remat` names a policy of
-  `jax.checkpoint_policies`, or "none".
+  shared (`nn.broadcast`) or has a layer axis. `remat`: see `remat_policy`.
   """
   if remat != "none":
-    policy = getattr(jax.checkpoint_policies, remat)
-    block = nn.remat(block, prevent_cse=False, policy=policy)
+    block = nn.remat(block, prevent_cse=False, policy=remat_policy(remat))
   return nn.scan(
     block,
     length=depth,
@@ -367,6 +371,28 @@ def stack(block, depth: int, remat: str, *, in_axes: Any = nn.broadcast, out_axe
     metadata_params={nn.PARTITION_NAME: "layers"},
     unroll=depth if jax.default_backend() == "cpu" else 1,  # a loop copies all it saves
   )
+
+
+def remat_policy(remat: str) -> Any:
+  """What the backward pass of a block finds saved, and does not compute again.
+
+  Args:
+    remat: names out of `SAVED`, as in "attn,qkv"; "full" saves the block's input alone; or a policy
+      of `jax.checkpoint_policies`. ("none", for `stack`, saves all.)
+
+  Raises:
+    ValueError: another name.
+  """
+  names = remat.split(",")
+  if set(names) <= set(SAVED):
+    return jax.checkpoint_policies.save_only_these_names(*names)
+  policy = getattr(jax.checkpoint_policies, "nothing_saveable" if remat == "full" else remat, None)
+  if policy is None:
+    raise ValueError(
+      f"remat={remat!r} is none, full, names out of {','.join(SAVED)}, or a policy of "
+      "jax.checkpoint_policies"
+    )
+  return policy
 
 
 def init_cache(depth: int, batch: int, length: int, kv_heads: int, head_dim: int, dtype):

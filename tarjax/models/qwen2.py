@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from tarjax.models.layers import (
   Array,
@@ -30,8 +31,8 @@ from tarjax.sharding import shard
 class Qwen2Config:
   """Sizes of a Qwen2 model; the defaults are Qwen2.5-0.5B.
 
-  `vocab` is the number of rows of the table, padding rows included. `remat` names a policy of
-  `jax.checkpoint_policies`, or "none".
+  `vocab` is the number of rows of the table, padding rows included. `remat` is "none"
+  or a policy by name, see `layers.remat_policy`.
   """
 
   vocab: int = 151_936
@@ -68,7 +69,7 @@ class Block(nn.Module):
     before = x if self.collect else None
     y = RMSNorm(c.eps, name="norm1")(x)
     y, cache = attn(y, mask=mask, rotary=rotary, cache=cache, index=index)
-    x = shard(x + y, "batch", "length", "act_embed")  # [b l d]
+    x = checkpoint_name(shard(x + y, "batch", "length", "act_embed"), "resid")  # [b l d]
     y = GatedMlp(c.mlp, dtype, name="mlp")(RMSNorm(c.eps, name="norm2")(x))
     return shard(x + y, "batch", "length", "act_embed"), (cache, before)
 
