@@ -24,7 +24,7 @@ SCALES = {"1": 2.0, "2": 1.0, "3": 1.0}  # 729, 169 and 81 words, 2:1:1
 COMPUTE = "bfloat16"
 
 # The same stages with small numbers, for tests: 49, 9 and 4 words at the three scales.
-TINY_SIGLIP2 = dict(width=32, depth=3, heads=2, mlp=64, image=28, patch=4)
+TINY_SIGLIP2 = dict(width=32, depth=2, heads=2, mlp=64, image=28, patch=4)
 TINY_TA_TOK = dict(
   encoder=TINY_SIGLIP2,
   decoder=dict(depth=1, heads=2, mlp=64, positions=16),
@@ -42,6 +42,7 @@ def get_config(task: str, *, steps: int, batch: int, lr: float, warmup: int) -> 
       seed=0,
       steps=steps,
       batch=batch,
+      accumulate=1,  # parts that a batch is taken in, one after the other
       init={},
       frozen={},
       dont_load=[],
@@ -56,8 +57,9 @@ def get_config(task: str, *, steps: int, batch: int, lr: float, warmup: int) -> 
         schedule="cosine",
         final=0.0,  # x lr, where the cosine ends
         clip=1.0,
+        ema=0.0,
       ),
-      mesh=dict(data=-1, fsdp=16, model=1),
+      mesh=dict(slices=-1, data=-1, fsdp=16, model=1),
       log_every=50,
       save_every=1000,
       eval_every=0,

@@ -38,7 +38,8 @@ def get_config(variant="full"):
     workers=16,
   )
   base.choose(variant, {"full": lambda _: None, "tiny": tiny})(config)
-  read = config.model.encoder.depth - 1  # the last block, the norm after it and the head are not
+  encoder = base.TINY_SIGLIP2 if variant == "tiny" else base.SIGLIP2
+  read = encoder["depth"] - 1  # the last block, the norm after it and the head are not read
   unread = (f"blocks[{read}:]", "norm", "head")
   config.dont_load = [f"{top}/{n}" for top in ("encoder", "frozen/teacher") for n in unread]
   config.dont_load += NEW

@@ -26,15 +26,16 @@ REQUIRED = {
     "task", "seed", "steps", "batch", "model", "init", "frozen", "dont_load", "optim", "data",
     "mesh", "log_every", "save_every", "eval_every", "keep",
 }
-OPTIONAL = {"eval_batches": 4}
+OPTIONAL = {"eval_batches": 4, "accumulate": 1}
 OPTIM = {
     "name", "lr", "b1", "b2", "eps", "weight_decay", "warmup", "schedule", "final", "clip",
 }
 MORE_OPTIM = {"came": {"b3"}}  # keys of one optimizer
+OPTIONAL_OPTIM = {"restart_codes", "ema"}
 # Keys that may change between two starts of one run, because no weight depends on them.
 FREE = {
-    "mesh", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/max_damaged",
-    "data/workers", "data/threads", "data/prefetch",
+    "mesh", "accumulate", "log_every", "save_every", "eval_every", "eval_batches", "keep",
+    "data/max_damaged", "data/workers", "data/threads", "data/prefetch",
 }
 # fmt: on
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -131,12 +132,12 @@ def check(config: ConfigDict) -> None:
   optim = OPTIM | MORE_OPTIM.get(tree.get("optim", {}).get("name"), set())
   groups = (
     ("", tree, REQUIRED, REQUIRED | set(OPTIONAL) | TASK_KEYS[task]),
-    ("optim.", tree.get("optim", {}), optim, optim | {"restart_codes"}),
+    ("optim.", tree.get("optim", {}), optim, optim | OPTIONAL_OPTIM),
   )
   for group in groups:
     check_keys(*group)
-  for key in ("steps", "batch", "log_every", "save_every", "keep"):
-    if tree[key] < 1:
+  for key in ("steps", "batch", "accumulate", "log_every", "save_every", "keep"):
+    if tree.get(key, 1) < 1:
       raise UserError(f"config.{key}={tree[key]} must be at least 1")
   if not 0 <= tree["seed"] < 2**32:
     raise UserError(f"config.seed={tree['seed']} must be between 0 and 2**32 - 1")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -17,7 +18,7 @@ from tarjax import checkpoint
 from tarjax.config import UserError
 from tarjax.convert.rules import flatten
 from tarjax.optim import opt_shardings
-from tarjax.sharding import batch_sharding, replicated, tree_shardings
+from tarjax.sharding import batch_sharding, replicated, shard, tree_shardings
 
 
 class TrainState(NamedTuple):
@@ -151,29 +152,73 @@ def parameter_table(layout: Layout) -> str:
   return "\n".join(lines)
 
 
-def train_step(state: TrainState, frozen, batch, key, *, loss, optimizer, schedule):
+def train_step(state: TrainState, frozen, batch, key, *, loss, optimizer, schedule, parts=1):
   """One update: pure, it reads its arguments and returns (state, metrics)."""
   rng = jax.random.fold_in(key, state.step)
-  grad_fn = jax.value_and_grad(loss, has_aux=True)
-  (value, metrics), grads = grad_fn(state.params, frozen, batch, rng)
+  (value, metrics), grads = gradient(loss, state.params, frozen, batch, rng, parts)
   updates, opt = optimizer.update(grads, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics = dict(metrics, loss=value, grad_norm=optax.tree.norm(grads), lr=schedule(state.step))
   return TrainState(state.step + 1, params, opt), metrics
 
 
+def gradient(loss, params, frozen, batch, rng, parts: int):
+  """((loss, metrics), gradient) of a batch, which is taken in `parts`, one after the other.
+
+  A part weighs what it counts: a loss that is a mean over labelled tokens says in
+  `metrics["counts"]` how many those are; parts of other batches weigh the same. So the result is
+  that of the whole batch, up to rounding, but for what each part draws at random.
+  """
+  grad_fn = jax.value_and_grad(loss, has_aux=True)
+  if parts == 1:
+    (value, metrics), grads = grad_fn(params, frozen, batch, rng)
+    return (value, without(metrics, "counts")), grads
+
+  def split(x):  # [b ...] -> [parts b/parts ...]; every device keeps the rows that it has
+    x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    return shard(x, None, "batch", *[None] * (x.ndim - 2))
+
+  def add(total, xs):
+    number, part = xs
+    (value, metrics), grads = grad_fn(params, frozen, part, jax.random.fold_in(rng, number))
+    counts = {"loss": jnp.float32(1)} | metrics.get("counts", {})
+    total = jax.tree.map(lambda t, g: t + counts["loss"] * g, total, grads)
+    return total, (dict(without(metrics, "counts"), loss=value), counts)
+
+  def mean(name, x):  # [parts] -> []
+    if x.ndim > 1:  # codes
+      return x.reshape(-1, *x.shape[2:])
+    weight = counts.get(name, jnp.ones(parts))
+    return (x * weight).sum() / jnp.maximum(weight.sum(), 1)
+
+  xs = (jnp.arange(parts), jax.tree.map(split, batch))
+  total, (seen, counts) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), xs)
+  metrics = {name: mean(name, x) for name, x in seen.items()}
+  whole = jnp.maximum(counts["loss"].sum(), 1)
+  return (metrics.pop("loss"), metrics), jax.tree.map(lambda t: t / whole, total)
+
+
+def without(metrics: dict, *names: str) -> dict:
+  return {name: x for name, x in metrics.items() if name not in names}
+
+
 def eval_step(params, frozen, batch, key, index, *, loss):
   """Loss and metrics without an update; `index` is the number of the batch."""
   value, metrics = loss(params, frozen, batch, jax.random.fold_in(key, index))
-  metrics = {name: x for name, x in metrics.items() if name != "codes"}
-  return dict(metrics, loss=value)
+  return dict(without(metrics, "codes", "counts"), loss=value)
 
 
 class Programs:
-  """The compiled steps of a task: one program per value of its static arguments."""
+  """The compiled steps of a task: one program per value of its static arguments.
 
-  def __init__(self, task, optimizer, schedule, layout: Layout, mesh):
-    self.task, self.optimizer, self.schedule = task, optimizer, schedule
+  Raises:
+    UserError: `parts` > 1 for a loss that is no mean over examples.
+  """
+
+  def __init__(self, task, optimizer, schedule, layout: Layout, mesh, parts: int = 1):
+    if parts > 1 and (why := getattr(task, "couples", "")):
+      raise UserError(f"config.accumulate={parts} would change the loss: {why}")
+    self.task, self.optimizer, self.schedule, self.parts = task, optimizer, schedule, parts
     self.shardings = jax.tree.map(lambda x: x.sharding, layout)
     self.batch, self.all = batch_sharding(mesh), replicated(mesh)
     self.cache: dict[Any, Any] = {}
@@ -189,8 +234,9 @@ class Programs:
   def _train(self, loss):
     where = self.shardings
     state = TrainState(self.all, where.params, where.opt)
+    make: Any = {"optimizer": self.optimizer, "schedule": self.schedule, "parts": self.parts}
     return jax.jit(
-      functools.partial(train_step, loss=loss, optimizer=self.optimizer, schedule=self.schedule),
+      functools.partial(train_step, loss=loss, **make),
       in_shardings=(state, where.frozen, self.batch, self.all),
       out_shardings=(state, self.all),
       donate_argnums=0,

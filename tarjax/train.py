@@ -73,9 +73,11 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   # --- mesh ------------------------------------------------------------------------------------
   with told():
     mesh = sharding.make_mesh(config.mesh.to_dict())
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    split = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
     if config.batch % split:
-      raise UserError(f"config.batch={config.batch} does not divide over data x fsdp = {split}")
+      raise UserError(
+        f"config.batch={config.batch} does not divide over data x fsdp x accumulate = {split}"
+      )
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     # --- state: shapes and shardings only ------------------------------------------------------
     with told(TypeError):
@@ -84,7 +86,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     schedule = optim.make_schedule(config.optim, config.steps)
     with told():
       layout = states.make_layout(task, optimizer, mesh)
-    programs = states.Programs(task, optimizer, schedule, layout, mesh)
+    programs = states.Programs(task, optimizer, schedule, layout, mesh, config.accumulate)
     init_key, key = states.make_keys(config.seed, mesh)
     (workdir / "params.txt").write_text(states.parameter_table(layout))
 
@@ -118,7 +120,8 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
 
     def predict(state, batch, index, static):
       index = jax.device_put(np.int32(index), sharding.replicated(mesh))
-      return programs(False, static)[0](state.params, frozen, batch, key, index)
+      params = optim.averaged(state.opt, state.params)
+      return programs(False, static)[0](params, frozen, batch, key, index)
 
     evaluator = Evaluator(
       predict,

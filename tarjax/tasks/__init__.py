@@ -43,7 +43,10 @@ class Task(Protocol):
   def loss(self) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """A method (params, frozen, batch, rng, *, train: bool, **static) -> (float32[], metrics).
 
-    Metrics are scalars; an int array under "codes" is counted as code usage.
+    Metrics are scalars; an int array under "codes" is counted as code usage. A loss that is no
+    mean over equally many things in every example has under "counts" over how many it is, as
+    {"loss": n}, and the same of other metrics. A task with an attribute `couples` that is not ""
+    has no such mean, and says there why.
     """
     ...
 
