@@ -44,6 +44,7 @@ def get_config(variant="256_xl"):
   size = size or "xl"
   config = base.get_config("ar_dtok", **base.choose(resolution, RESOLUTIONS))
   config.optim.update(b2=0.95, weight_decay=0.05, final=0.01)
+  config.mesh.fsdp = 8  # TA-Tok's 1,152 / 8 is a multiple of 16, and 1,152 / 16 is not
   config.model = dict(base.choose(size, SIZES), vocab=16_384, cond="features", cond_width=1152)
   config.model.update(cond_length=729, length=(int(resolution) // 16) ** 2, cond_dropout=0.1)
   config.model.update(token_dropout=0.1, resid_dropout=0.1, ffn_dropout=0.1)
@@ -60,8 +61,6 @@ def get_config(variant="256_xl"):
     format="codes",
     threads=4,
   )
-  if size == "s":
-    config.mesh.fsdp = 8  # 384 / 8 is a multiple of 16, and 384 / 16 is not
   if size == "tiny":
     config.model.update(
       vocab=64, cond_width=32, cond_length=49, length=(int(resolution) // 128) ** 2

@@ -78,9 +78,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     full[free[0]] = int(count) // fixed
   shape = tuple(full.values())
   if slices == 1:
-    grid = mesh_utils.create_device_mesh(shape, devices)
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
   elif there == slices:
-    grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+      shape, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
   else:  # devices that know of no slices, such as those of a CPU: consecutive ones are one
     grid = np.reshape(np.asarray(devices), (slices * shape[0], *shape[1:]))
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

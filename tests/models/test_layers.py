@@ -56,14 +56,14 @@ def test_remat_policies_change_what_is_kept_and_no_gradient():
     model = Qwen2(
       Qwen2Config(32, 16, 2, heads=2, kv_heads=1, head_dim=8, mlp=32, remat=remat, tied=True)
     )
-    params = nn.meta.unbox(model.init(jax.random.key(0), ids))
+    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), ids))
 
     def loss(p):
       hidden, _ = model.apply(p, ids)
       return jnp.square(hidden * jnp.arange(16)).mean()
 
     products = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
-    return products, jax.grad(loss)(params)
+    return products, jax.jit(jax.grad(loss))(params)
 
   found = {remat: run(remat) for remat in REMATS}
   for remat in REMATS[1:]:

@@ -77,7 +77,9 @@ def test_a_batch_in_parts_trains_alike(home):
   for a, b in zip(whole, parts, strict=True):
     for key in ("loss_text", "loss_image"):
       np.testing.assert_allclose(a[key], b[key], rtol=1e-4)
-  with pytest.raises(UserError, match="batch=16 does not divide over data x fsdp x accumulate = 12"):
+  with pytest.raises(
+    UserError, match="batch=16 does not divide over data x fsdp x accumulate = 12"
+  ):
     run(home, "mllm_odd", "mllm:tiny", accumulate=3)
 
 

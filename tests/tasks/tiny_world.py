@@ -62,7 +62,9 @@ def make_world(home: Path) -> Path:
         dict(picture(i, rng, count), task=task, conversations=talk(turns)) for i in range(16)
       ]
       sources.write_records(home / f"{own}{task}" / "data", records, meta=made)
-    rows = [{"conversations": talk([("human", f"{i}?"), ("gpt", "yes " * i)])} for i in range(1, 17)]
+    rows = [
+      {"conversations": talk([("human", f"{i}?"), ("gpt", "yes " * i)])} for i in range(1, 17)
+    ]
     (home / "data" / f"{own}text").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), home / "data" / f"{own}text" / "part.parquet")
   return home
@@ -87,7 +89,9 @@ def write_networks(home: Path) -> None:
     ("mllm:tiny_pretrain", "mllm_tiny_pretrain"),
   ):
     task = tasks.make_task(parse(name, home))
-    write_run(home / run, *jax.jit(lambda k, t=task: (t.init(k), t.init_frozen(k)))(jax.random.key(2)))
+    write_run(
+      home / run, *jax.jit(lambda k, t=task: (t.init(k), t.init_frozen(k)))(jax.random.key(2))
+    )
   sana = tasks.make_task(parse("dif_dtok:tiny", home))
   write_run(home / "sana", jax.jit(sana._init)(jax.random.key(3)))  # type: ignore[attr-defined]
 
