@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from tarjax import checkpoint
 from tarjax.config import UserError
@@ -66,16 +67,17 @@ def put_step(step: int, mesh) -> jax.Array:
 
 
 def restore(saver, step: int, layout: Layout, meta: dict, workdir: Path, mesh):
-  """The run's own checkpoint -> (state, frozen).
+  """The run's own checkpoint -> (state, frozen, number of the next batch).
 
   Raises:
     UserError: it was saved with another seed or other data than `meta` says.
   """
   params, opt, saved = saver.restore(step, layout.params, layout.opt)
+  batch = saved.pop("next_batch", step)
   if saved != dict(meta, next_step=step):
     raise UserError(f"checkpoint {step} in {workdir} belongs to other data: {saved}, not {meta}")
   frozen = checkpoint.restore_frozen(workdir, layout.frozen)
-  return TrainState(put_step(step, mesh), params, opt), frozen
+  return TrainState(put_step(step, mesh), params, opt), frozen, batch
 
 
 def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh, batch):
@@ -97,7 +99,7 @@ def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh, bat
     return nn.meta.unbox(task.init(one)), nn.meta.unbox(task.init_frozen(two))
 
   random = init(key)
-  host: Any = jax.device_get(random)
+  host: Any = multihost_utils.process_allgather(random, tiled=True)
   load = functools.partial(checkpoint.load, relative_to=workdir)
   params = checkpoint.fill(host[0], config.init.to_dict(), config.dont_load, load)
   specs = config.frozen.to_dict()
@@ -109,7 +111,10 @@ def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh, bat
   check_filled(host[1], frozen, config.dont_load, "frozen/")
 
   def put(new, old, on_device, like):
-    return on_device if new is old else jax.device_put(np.asarray(new, like.dtype), like.sharding)
+    if new is old:
+      return on_device
+    array = np.asarray(new, like.dtype)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda part: array[part])
 
   params, frozen = jax.tree.map(put, (params, frozen), host, random, (layout.params, layout.frozen))
   opt = jax.jit(optimizer.init, out_shardings=shardings.opt)(params)
@@ -153,13 +158,19 @@ def parameter_table(layout: Layout) -> str:
 
 
 def train_step(state: TrainState, frozen, batch, key, *, loss, optimizer, schedule, parts=1):
-  """One update: pure, it reads its arguments and returns (state, metrics)."""
+  """One update: pure, it reads its arguments and returns (state, metrics).
+
+  With a loss or gradient that is not finite only the step is counted: `metrics["skipped"]`.
+  """
   rng = jax.random.fold_in(key, state.step)
   (value, metrics), grads = gradient(loss, state.params, frozen, batch, rng, parts)
   updates, opt = optimizer.update(grads, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics = dict(metrics, loss=value, grad_norm=optax.tree.norm(grads), lr=schedule(state.step))
-  return TrainState(state.step + 1, params, opt), metrics
+  good = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
+  old, new = (state.params, state.opt), (params, opt)
+  params, opt = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+  return TrainState(state.step + 1, params, opt), dict(metrics, skipped=~good)
 
 
 def gradient(loss, params, frozen, batch, rng, parts: int):

@@ -21,7 +21,7 @@ import transformers
 from ml_collections import ConfigDict
 from safetensors.torch import load_file, save_file
 
-from tarjax import checkpoint
+from tarjax import checkpoint, saving
 from tarjax.convert import ar_dtok, formats, qwen2, store, vqvae
 from tarjax.convert.inspecting import table_of
 from tarjax.convert.kinds import load_kind
@@ -268,7 +268,7 @@ def test_a_trained_run_is_exported(tmp_path):
   params, frozen = checkpoint.load(str(tmp_path / "run")), checkpoint.load_frozen(tmp_path / "run")
   config = checkpoint.read_config(tmp_path / "run")
   trained = tmp_path / "trained"
-  saver = checkpoint.Saver(trained, keep=1)
+  saver = saving.Saver(trained, keep=1)
   arrays = jax.tree.map(jax.numpy.asarray, params)
   saver.save(7, TrainState(7, arrays, {"m": arrays["in_linear"]}), {})
   saver.close()
