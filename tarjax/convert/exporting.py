@@ -202,8 +202,9 @@ def write_around(run: Run, dtype: np.dtype, to: Path) -> None:
   path = to / "config.json"
   before = json.loads(path.read_text()) if path.is_file() else {}
   after = before | load_kind(run.kind).around(run.config, run.layout)
-  after["torch_dtype"] = dtype.name
-  after.pop("dtype", None)
+  if load_kind(run.kind).FORMAT == "hf":
+    after["torch_dtype"] = dtype.name
+    after.pop("dtype", None)
   path.write_text(json.dumps(after, indent=2) + "\n")
   tokenizer = run.path / (run.config.get("data") or {}).get("tokenizer", "tokenizer")
   for name in TOKENIZER:
@@ -219,6 +220,7 @@ def find_origin(path: Path, depth: int = 8) -> Path | None:
     return None
   config = checkpoint.read_config(path).to_dict()
   start = (config.get("widen") or {}).get("llm") or (config.get("init") or {}).get("")
+  start = start or config.get("sana_from")
   if not start:
     return None
   return find_origin(Path(os.path.normpath(path / checkpoint.parse_spec(start)[0])), depth - 1)

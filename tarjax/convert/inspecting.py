@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tarjax.convert.exporting import Run, open_run
-from tarjax.convert.kinds import load_kind, recognise
-from tarjax.convert.plan import Array, plan_import, total
+from tarjax.convert.importing import read_provenance
+from tarjax.convert.kinds import Found, load_kind, recognise
+from tarjax.convert.plan import Array, Plan, plan_import, total
 from tarjax.convert.rules import ConversionError
-from tarjax.convert.tensors import open_source
+from tarjax.convert.sana import NEGATIVE, PARTS, is_imported, is_pipeline, open_pipeline
+from tarjax.convert.tensors import Source, open_source
 
 ALWAYS = (
   ("teacher", r"teacher/.*"),
@@ -30,6 +32,10 @@ def inspect(path: str, given: Mapping[str, Any]) -> list[str]:
   folder = Path(path)
   if (folder / "bundle.json").is_file():
     return inspect_bundle(folder)
+  if is_imported(folder):
+    return inspect_sana(folder)
+  if is_pipeline(folder):
+    return inspect_pipeline(folder)
   if folder.is_file() or (folder.is_dir() and not is_run(folder)):
     return inspect_files(folder, given)
   return inspect_run(open_run(path))
@@ -75,11 +81,39 @@ def inspect_run(run: Run) -> list[str]:
 def inspect_files(path: Path, given: Mapping[str, Any]) -> list[str]:
   source = open_source(path)
   found = recognise(source, given)
-  plan = plan_import(found.table, source.tensors)
+  return of_source(source, found, plan_import(found.table, source.tensors))
+
+
+def of_source(source: Source, found: Found, plan: Plan) -> list[str]:
   files = ", ".join(f"{file.name} {file.stat().st_size:,} bytes" for file in source.digests)
-  lines = [f"{path}: {found.kind}, {len(source.tensors)} tensors in {files}"]
+  lines = [f"{source.path}: {found.kind}, {len(source.tensors)} tensors in {files}"]
   lines += [f"  assumed: {sentence}" for sentence in found.layout.get("assumed", ())]
   return lines + table_of(found.kind, plan.arrays)
+
+
+def inspect_sana(folder: Path) -> list[str]:
+  """The two runs of an imported SANA folder, and what came beside them."""
+  origin = read_provenance(folder)
+  lines = [f"{folder}: a SANA of {', '.join(PARTS)}, from {origin.get('source')}"]
+  lines += [f"  {sha}  {name}" for name, sha in origin.get("files", {}).items()]
+  lines += [f"  left out: {name}" for name in origin.get("left", ())]
+  for name in PARTS:
+    lines += ["", f"{name}:", *inspect_run(open_run(str(folder / name)))]
+  return lines
+
+
+def inspect_pipeline(folder: Path) -> list[str]:
+  """A SANA folder of diffusers."""
+  pipeline = open_pipeline(folder)
+  lines = [f"{folder}: a SANA folder of {', '.join(PARTS)}"]
+  if pipeline.negative:
+    shape, dtype = list(pipeline.negative.shape), pipeline.negative.dtype
+    lines.append(f"  {NEGATIVE}: {shape} {dtype}")
+  lines += [f"  assumed: {sentence}" for sentence in pipeline.said]
+  lines += [f"  not imported: {item.name}" for item in pipeline.left]
+  for name, part in pipeline.parts.items():
+    lines += ["", f"{name}:", *of_source(*part)]
+  return lines
 
 
 def table_of(kind: str, arrays: Mapping[tuple[str, str], Array]) -> list[str]:
