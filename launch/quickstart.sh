@@ -69,7 +69,7 @@ verb() {
 }
 train() {
   [[ -f $out/$1/done.json ]] && return
-  verb train --config="configs/digits/$1.py$variant" --workdir="$out/$1" --config.seed="$seed"
+  "${pin[@]}" "$python" -m tarjax.train --config="configs/digits/$1.py$variant" --workdir="$out/$1" --config.seed="$seed"
 }
 
 # glibc gives memory back after every step and faults it in again at the next: keep it.
@@ -78,19 +78,29 @@ export MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 [[ -z $variant ]] || export XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}"
 
-# Two lanes: a step of this size keeps about one core busy. Lines, not bars: the lanes share them.
+# Two lanes, each on its half of the cores: a step of this size keeps one core busy, and threads of
+# two steps wait for each other. Lines, not bars: the lanes share them.
+pin=()
+cores=$(nproc 2>/dev/null || echo 1)
+half() {
+  local list
+  list=$([[ $1 == first ]] && echo "0-$((cores / 2 - 1))" || echo "$((cores / 2))-$((cores - 1))")
+  if ((cores > 1)) && taskset -c "$list" true 2>/dev/null; then pin=(taskset -c "$list"); fi
+}
 lane() {
   local stage
   for stage in "$@"; do train "$stage" | cat; done
 }
 beside() {
-  lane "$@" &
+  half first
+  { half second; lane "$@"; } &
   other=$!
   trap 'kill "$other" 2>/dev/null || true' EXIT
 }
 join() {
   wait "$other"
   trap - EXIT
+  pin=()
 }
 
 echo "training Tar in $out"

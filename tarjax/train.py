@@ -107,10 +107,12 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     )
 
     # --- data: a pure function of (seed, step), so a start is all there is to restore -----------
+    place = sharding.batch_sharding(mesh)
+
     def read(split, first):
       with told():
-        place = sharding.batch_sharding(mesh)
-        yield from make_batches(config, start_step=first, sharding=place, split=split)
+        made = make_batches(config, start_step=first, sharding=place, split=split)
+      return tell(made)
 
     batches = stack.enter_context(contextlib.closing(read("train", start)))
 
@@ -180,7 +182,14 @@ def first_batch(config) -> dict:
   """The first global batch of a run as numpy arrays, the same on every process."""
   from tarjax.data.pipeline import make_batches
 
-  return next(iter(make_batches(config, split="train")))
+  with told(), contextlib.closing(make_batches(config, split="train")) as batches:
+    return next(batches)
+
+
+def tell(batches):
+  """Yields from `batches`, whose mistakes become UserErrors."""
+  with told():
+    yield from batches
 
 
 def check_finite(step: int, values: dict[str, float]) -> None:

@@ -9,7 +9,7 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("ar_dtok", steps=600, batch=32, lr=2e-3, warmup=30)
+  config = base.get_config("ar_dtok", steps=1800, batch=32, lr=5e-3, warmup=30)
   config.optim.weight_decay = 0.05
   config.model = dict(base.AR_DTOK)
   config.ta_tok = dict(base.TA_TOK)

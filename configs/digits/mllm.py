@@ -9,7 +9,7 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("mllm", steps=700, batch=16, lr=3e-3, warmup=30)
+  config = base.get_config("mllm", steps=600, batch=16, lr=3e-3, warmup=30)
   config.model = dict(base.LLM, vocab=2592)  # 1,558 + 5 + 1,024 = 2,587 rows in use
   config.words = dict(text_rows=base.TEXT_ROWS, codes=base.CODES)
   config.ta_tok = dict(base.TA_TOK)

@@ -9,8 +9,8 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("siglip2", steps=280, batch=48, lr=2e-3, warmup=30)
-  config.dense = 10.0
+  config = base.get_config("siglip2", steps=600, batch=48, lr=2e-3, warmup=30)
+  config.dense = 60.0
   config.model = dict(vision=base.VISION, text=base.TEXT)
   config.data = dict(
     sources=[dict(name="digits", task="caption", weight=1.0)],

@@ -134,6 +134,8 @@ class Digits:
     if length < 1:
       raise ValueError(f"length must be at least 1, not {length}")
     self.task, self.split, self.seed, self.length = task, split, seed, length
+    if task == "text":  # before there are threads: Python 3.11 fails when two parse at once
+      english.summaries()
 
   def __len__(self) -> int:
     return self.length

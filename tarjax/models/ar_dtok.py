@@ -62,6 +62,7 @@ class ArDtokConfig:
     fixed_positions: sines and cosines in the place of a learned table.
     cond_dropout: how often training replaces a sample's condition by the null condition; with 0,
       the table of "indices" and "class" has no null row.
+    init_std: of the weights at random; 0.02 suits 1280 channels, and fewer learn faster from more.
   """
 
   width: int = 384
@@ -80,6 +81,7 @@ class ArDtokConfig:
   resid_dropout: float = 0.1
   ffn_dropout: float = 0.1
   cond_dropout: float = 0.1
+  init_std: float = 0.02
   eps: float = 1e-5
   dtype: str = "float32"
   remat: str = "none"
@@ -147,11 +149,12 @@ class Block(nn.Module):
   def __call__(self, x, mask, cache, index):
     """float[b l d] -> (float[b l d], cache)."""
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    attn = Attention(c.heads, c.kv_heads, c.head_dim, False, False, dtype, name="attn")
+    init = normal(c.init_std)
+    attn = Attention(c.heads, c.kv_heads, c.head_dim, False, False, dtype, init, name="attn")
     y = RMSNorm(c.eps, name="norm1")(x)
     y, cache = attn(y, mask=mask, cache=cache, index=index)
     x = shard(x + drop(y, c.resid_dropout, self.train), "batch", "length", "act_embed")
-    y = GatedMlp(c.mlp, dtype, name="mlp")(RMSNorm(c.eps, name="norm2")(x))
+    y = GatedMlp(c.mlp, dtype, init, name="mlp")(RMSNorm(c.eps, name="norm2")(x))
     return shard(x + drop(y, c.ffn_dropout, self.train), "batch", "length", "act_embed"), cache
 
 
@@ -187,7 +190,7 @@ class ArDtok(nn.Module):
     Returns:
       float32[b T v]; entry t predicts code t. With a cache, (float32[b v] of the last, cache).
     """
-    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    c, dtype, init = self.config, jnp.dtype(self.config.dtype), normal(self.config.init_std)
     parts, k = [], 0
     if cond is not None:
       x = self.condition(cond, train)  # [b k d]
@@ -195,7 +198,7 @@ class ArDtok(nn.Module):
       parts.append(x)
     if tokens is not None:
       fed = tokens if cache is not None else tokens[:, :-1]
-      parts.append(Embed(c.vocab, c.width, dtype, name="embed")(fed))
+      parts.append(Embed(c.vocab, c.width, dtype, init, name="embed")(fed))
     x = drop(jnp.concatenate(parts, 1), c.token_dropout, train)  # [b l d]
     l = x.shape[1]
     if l > c.rows:
@@ -224,7 +227,7 @@ class ArDtok(nn.Module):
 
   def condition(self, cond: Array, train: bool) -> Array:
     """Embeds the condition, and in training drops it for a whole sample at a time: float[b k d]."""
-    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    c, dtype, init = self.config, jnp.dtype(self.config.dtype), normal(self.config.init_std)
     if train and c.cond_dropout:
       keep = jax.random.bernoulli(
         self.make_rng("dropout"), 1 - c.cond_dropout, (cond.shape[0],) + (1,) * (cond.ndim - 1)
@@ -232,10 +235,11 @@ class ArDtok(nn.Module):
       cond = jnp.where(keep, cond, null_condition(c, cond))
     if c.cond == "features":
       shape, axes = (c.cond_width, c.width), ("channels", "embed")
-      x = Linear("blc,cd->bld", shape, axes, bias=True, dtype=dtype, name="cond")(cond)
+      make: Any = {"bias": True, "dtype": dtype, "init": init, "name": "cond"}
+      x = Linear("blc,cd->bld", shape, axes, **make)(cond)
     else:
       cond = cond[:, None] if c.cond == "class" else cond
-      x = Embed(c.cond_vocab + bool(c.cond_dropout), c.width, dtype, name="cond")(cond)
+      x = Embed(c.cond_vocab + bool(c.cond_dropout), c.width, dtype, init, name="cond")(cond)
     if x.shape[1] > c.cond_length:
       raise ValueError(f"{x.shape[1]} condition tokens, but cond_length={c.cond_length}")
     return x
@@ -245,7 +249,7 @@ class ArDtok(nn.Module):
     c = self.config
     if c.fixed_positions:
       return jnp.asarray(sine_table(c.rows, c.width))
-    init = named(normal(), "position", "act_embed")
+    init = named(normal(c.init_std), "position", "act_embed")
     return self.param("positions", init, (c.rows, c.width), jnp.float32)
 
 

@@ -28,7 +28,7 @@ class Task:
     encoder = self.net.encoder
     self.teacher: Any = VisionTower(encoder, blocks=self.net.blocks, post_norm=False, head=False)
     self.beta = config.get("beta", 1.0)
-    self.match = config.codebook.get("match", 0.0)
+    self.match = config.get("codebook", {}).get("match", 0.0)
 
   def _images(self):
     side = self.net.encoder.image

@@ -119,12 +119,15 @@ def read_batch():
   return {"codes2": codes, "latent": np.stack([r["latent"][0] for r in found])}
 
 
+TURNS = [{"from": "human", "value": "a seven"}, {"from": "gpt", "value": "<image>"}]
+
+
 def records():
   rng = np.random.default_rng(0)
   for i in range(16):
     codes = {s: rng.integers(0, 16, n, np.uint16) for s, n in ((1, 16), (2, 4), (3, 1))}
     latent = rng.normal(size=(2, 2, 4)).astype(np.float32)
-    yield {"id": f"x/{i}", "conversations": [], "codes": [codes], "latent": [latent]}
+    yield {"id": f"x/{i}", "conversations": TURNS, "codes": [codes], "latent": [latent]}
 
 
 def test_a_run_trains_what_reads_the_condition_and_nothing_else(tmp_path):
