@@ -24,7 +24,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def strictly(kind, folder, dtype="float32"):
-  """diffusers loads it; nothing is missing, unexpected or of another shape, and every bit is kept."""
+  """diffusers loads it; nothing is missing, unexpected or of another shape, no bit is changed."""
   load = CLASSES[kind].from_pretrained
   options = {"torch_dtype": make.DTYPES[dtype], "low_cpu_mem_usage": False}
   model, info = load(folder, output_loading_info=True, local_files_only=True, **options)
@@ -155,6 +155,7 @@ def test_pictures_are_those_of_diffusers(sampler, scale, tmp_path):
     use_resolution_binning=False,
     output_type="np",
     prompt=None,
+    negative_prompt=None,
   ).images
   assert drawn.shape == got.shape and drawn.std() > 0.01
   assert np.abs(got / 255 - drawn).max() <= 0.5 / 255 + 1e-3
