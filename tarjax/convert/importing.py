@@ -99,6 +99,8 @@ def fresh(to: Path, size: int) -> Iterator[Path]:
   except OSError as e:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
       raise ConversionError(f"the disk of {to} is full; what was written is removed") from e
+    if e.errno == errno.EFBIG:
+      raise ConversionError(f"{to} is too large a file for its disk or for ulimit -f") from e
     raise
   except ValueError as e:  # tensorstore's and numpy's; ConversionError is one
     if "No space left" in str(e):

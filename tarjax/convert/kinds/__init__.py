@@ -89,7 +89,13 @@ def recognise(source: Source, given: Mapping[str, Any]) -> Found:
     ConversionError: none, or one that is not complete.
   """
   for name in KINDS:
-    found = load_kind(name).recognise(source, given)
+    try:
+      found = load_kind(name).recognise(source, given)
+    except ConversionError:
+      raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+      what = f"{e} is missing" if isinstance(e, KeyError) else " ".join(str(e).split())[:200]
+      raise ConversionError(f"{source.path}: its config or args are none of {name}: {what}") from e
     if found:
       return found
   names = list(source.tensors)

@@ -7,7 +7,7 @@ from typing import Any
 from tarjax.convert.dc_ae import abstract_params, dc_ae_config, dc_ae_rules, diffusers_config
 from tarjax.convert.kinds import Found, diffusers_class
 from tarjax.convert.plan import Table
-from tarjax.convert.rules import ConversionError, flatten
+from tarjax.convert.rules import flatten
 from tarjax.convert.tensors import Source
 from tarjax.models.dc_ae import DcAeConfig
 
@@ -20,12 +20,8 @@ def recognise(source: Source, given: Mapping[str, Any]) -> Found | None:
   config = {**source.config, **given}
   if not diffusers_class(source, config, CLASS, MARK):
     return None
-  try:
-    run = {"task": TASK, "model": dataclasses.asdict(dc_ae_config(config))}
-    found = table(run, {})
-  except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as e:
-    raise ConversionError(f"{source.path}/config.json is no config of a DC-AE: {e}") from e
-  return Found("dc_ae", run, found, {})
+  run = {"task": TASK, "model": dataclasses.asdict(dc_ae_config(config))}
+  return Found("dc_ae", run, table(run, {}), {})
 
 
 def check(source: Source, found: Found) -> None:

@@ -12,7 +12,7 @@ from tarjax.convert.dif_dtok import abstract_params, dif_dtok_config, dif_dtok_r
 from tarjax.convert.dif_dtok import diffusers_config as sana_config
 from tarjax.convert.kinds import Found, diffusers_class
 from tarjax.convert.plan import Place, Table
-from tarjax.convert.rules import ConversionError, flatten
+from tarjax.convert.rules import flatten
 from tarjax.convert.tensors import Source
 from tarjax.models.dif_dtok import DifDtokConfig
 
@@ -25,7 +25,6 @@ PARTS = (
     "embedding of patches and times, output",
     r"(sana/)?(patch|time|guidance|modulation|out|table).*",
   ),
-  ("null condition", r"null"),
 )
 CLASS, MARK = "SanaTransformer2DModel", "caption_norm.weight"
 DOWN, SHIFT = 32, 3.0  # pixels of a latent's side, and the noise levels' shift, of the releases
@@ -35,24 +34,20 @@ def recognise(source: Source, given: Mapping[str, Any]) -> Found | None:
   config = {**source.config, **given}
   if not diffusers_class(source, config, CLASS, MARK):
     return None
-  try:
-    model = dif_dtok_config(config)
-    run = {
-      "task": TASK,
-      "model": dataclasses.asdict(model),
-      "trained": "all",
-      "dc_ae_size": model.size * DOWN,
-      "shift": SHIFT,
-      "sampler": "dpm",
-    }
-    found = table(run, {})
-  except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as e:
-    raise ConversionError(f"{source.path}/config.json is no config of a SANA: {e}") from e
+  model = dif_dtok_config(config)
+  run = {
+    "task": TASK,
+    "model": dataclasses.asdict(model),
+    "trained": "all",
+    "dc_ae_size": model.size * DOWN,
+    "shift": SHIFT,
+    "sampler": "dpm",
+  }
   side = run["dc_ae_size"]
   assumed = (
     f"pictures of {side} pixels a side and shift {SHIFT}, as neither VAE nor scheduler is here"
   )
-  return Found("dif_dtok", run, found, {"assumed": [assumed]})
+  return Found("dif_dtok", run, table(run, {}), {"assumed": [assumed]})
 
 
 def check(source: Source, found: Found) -> None:
