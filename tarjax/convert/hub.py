@@ -2,13 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from tarjax.convert.rules import ConversionError
 
 # What conversion reads; a repository may also hold other formats of the same weights.
 FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors", "negative_prompt_embeds.pth")
-UNREAD = ("text_encoder/*.safetensors",)  # of a SANA folder: Tar's features take its place
 
 
 def fetch(name: str, revision: str | None) -> tuple[Path, str | None]:
@@ -28,8 +26,7 @@ def fetch(name: str, revision: str | None) -> tuple[Path, str | None]:
     if found[2]:
       path = Path(hub.hf_hub_download(found[1], found[2], revision=revision))
     else:
-      which: Any = {"allow_patterns": list(FILES), "ignore_patterns": list(UNREAD)}
-      path = Path(hub.snapshot_download(found[1], revision=revision, **which))
+      path = Path(hub.snapshot_download(found[1], revision=revision, allow_patterns=list(FILES)))
   except Exception as e:  # of a dozen kinds, by the library and by its HTTP client
     text = " ".join(str(e).split())[:200]
     raise ConversionError(

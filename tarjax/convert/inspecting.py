@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from tarjax.convert.rules import ConversionError
 from tarjax.convert.sana import NEGATIVE, PARTS, is_imported, is_pipeline, open_pipeline
 from tarjax.convert.tensors import Source, open_source
 
-ALWAYS = (
+BESIDE = (
   ("teacher", r"teacher/.*"),
   ("TA-Tok", r"ta_tok/.*"),
-  ("kept as it came, no part of the network", r"verbatim/.*"),
+  ("null condition", r"null"),
+  ("kept as it came", r"verbatim/.*"),
 )
 OTHER = "other"
 
@@ -96,7 +97,6 @@ def inspect_sana(folder: Path) -> list[str]:
   origin = read_provenance(folder)
   lines = [f"{folder}: a SANA of {', '.join(PARTS)}, from {origin.get('source')}"]
   lines += [f"  {sha}  {name}" for name, sha in origin.get("files", {}).items()]
-  lines += [f"  left out: {name}" for name in origin.get("left", ())]
   for name in PARTS:
     lines += ["", f"{name}:", *inspect_run(open_run(str(folder / name)))]
   return lines
@@ -110,24 +110,32 @@ def inspect_pipeline(folder: Path) -> list[str]:
     shape, dtype = list(pipeline.negative.shape), pipeline.negative.dtype
     lines.append(f"  {NEGATIVE}: {shape} {dtype}")
   lines += [f"  assumed: {sentence}" for sentence in pipeline.said]
-  lines += [f"  not imported: {item.name}" for item in pipeline.left]
   for name, part in pipeline.parts.items():
     lines += ["", f"{name}:", *of_source(*part)]
   return lines
 
 
 def table_of(kind: str, arrays: Mapping[tuple[str, str], Array]) -> list[str]:
-  """One line per part: parameters, dtype; then sums, and what is not trained or not read."""
-  parts = (*load_kind(kind).PARTS, *ALWAYS)
-  groups: dict[str, list[Array]] = {label: [] for label, _ in parts} | {OTHER: []}
-  for (_, name), array in arrays.items():
-    label = next((label for label, pattern in parts if re.fullmatch(pattern, name)), OTHER)
-    groups[label].append(array)
-  lines = [line(label, group) for label, group in groups.items() if group]
-  lines.append(line("total", list(arrays.values())))
-  for tree in sorted({tree for tree, _ in arrays} - {"params"}):
-    lines.append(line(f"of which {tree}", [a for (t, _), a in arrays.items() if t == tree]))
-  return lines
+  """Parameters and dtypes of the network's parts, their sums, and what lies beside the network."""
+  parts = load_kind(kind).PARTS
+  inside: dict[str, list[Array]] = {}
+  beside: dict[str, list[Array]] = {}
+  trees: dict[str, list[Array]] = {}
+  for (tree, name), array in arrays.items():
+    if label := label_of(name, BESIDE):
+      beside.setdefault(label, []).append(array)
+    else:
+      inside.setdefault(label_of(name, parts) or OTHER, []).append(array)
+      trees.setdefault(tree, []).append(array)
+  order = [label for label, _ in parts] + [OTHER]
+  lines = [line(label, inside[label]) for label in order if label in inside]
+  lines.append(line("total", [a for group in inside.values() for a in group]))
+  lines += [line(f"of which {t}", trees[t]) for t in sorted(trees.keys() - {"params"})]
+  return lines + [line(f"beside it: {label}", group) for label, group in beside.items()]
+
+
+def label_of(name: str, parts: Sequence[tuple[str, str]]) -> str | None:
+  return next((label for label, pattern in parts if re.fullmatch(pattern, name)), None)
 
 
 def line(label: str, arrays: list[Array]) -> str:

@@ -2,9 +2,10 @@
 
   model_index.json  transformer/  vae/  scheduler/  negative_prompt_embeds.pth
 
-becomes a folder with two runs, transformer/ and vae/, and in original/ all that has no weights for
-us, as it came. What those say of sampling is in the transformer's run: shift and sampler, the
-pictures' size, and the negative embeddings as its null condition, where training keeps its own.
+becomes a folder with two runs, transformer/ and vae/, and in original/ all else, as it came: Tar
+has no use for a text encoder, but SanaPipeline loads no folder without one. What those say of
+sampling is in the transformer's run: shift and sampler, the pictures' size, and the negative
+embeddings as its null condition, where training keeps its own.
 """
 
 import json
@@ -25,7 +26,6 @@ from tarjax.convert.pickles import load_pickle, tensor_of
 from tarjax.convert.plan import FLOATS, Array, Plan, total
 from tarjax.convert.rules import ConversionError
 from tarjax.convert.store import TreeWriter
-from tarjax.convert.tensors import KINDS as WEIGHTS
 from tarjax.convert.tensors import Source, open_source, read_json
 from tarjax.models.dc_ae import DcAeConfig
 
@@ -59,14 +59,12 @@ class Pipeline(NamedTuple):
     parts: by their names in PARTS.
     negative: float[s w], or None if the folder has none.
     kept: files and folders that are copied.
-    left: folders whose weights no run of ours has.
     said: sentences on what was assumed.
   """
 
   parts: dict[str, Part]
   negative: Tensor | None
   kept: list[Path]
-  left: list[Path]
   said: list[str]
 
 
@@ -101,8 +99,8 @@ def open_pipeline(path: Path, name: str | None = None, revision: str | None = No
   if problems:
     raise ConversionError("\n  ".join(problems))
   parts["transformer"] = with_sampling(parts, sampling)
-  kept, left = around(path)
-  return Pipeline(parts, negative, kept, left, said)
+  kept = [i for i in sorted(path.iterdir()) if i.name not in PARTS and not i.name.startswith(".")]
+  return Pipeline(parts, negative, kept, said)
 
 
 def read_scheduler(folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -165,18 +163,6 @@ def with_sampling(parts: Mapping[str, Part], sampling: Mapping[str, Any]) -> Par
   return part._replace(found=part.found._replace(config=config, layout={}))
 
 
-def around(path: Path) -> tuple[list[Path], list[Path]]:
-  """(what is copied, what is left behind) of all beside the parts."""
-  kept, left = [], []
-  for item in sorted(path.iterdir()):
-    if item.name in PARTS or item.name.startswith("."):
-      continue
-    files = [f for f in item.rglob("*") if f.is_file()] if item.is_dir() else [item]
-    alien = any(f.suffix in WEIGHTS for f in files) and item.stem != NEGATIVE
-    (left if alien else kept).append(item)
-  return kept, left
-
-
 def import_pipeline(
   path: Path, to: Path, name: str | None = None, revision: str | None = None
 ) -> list[str]:
@@ -198,12 +184,10 @@ def import_pipeline(
     if pipeline.negative:
       write_null(partial / "transformer" / PLACES["frozen"], pipeline.negative.read())
     sums = {str(f.relative_to(path)): Sha256(f)() for f in files if f.is_file()}
-    left = [item.name for item in pipeline.left]
     record = {"tarjax": __version__, "source": name or str(path), "revision": revision}
-    record |= {"files": sums, "left": left}
+    record["files"] = sums
     (partial / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
   said = [f"assumed: {sentence}" for sentence in pipeline.said]
-  said += [f"left out: {item}, which Tar does not use" for item in left]
   if not pipeline.negative:
     said.append(f"no {NEGATIVE}.pth: pictures can be drawn without guidance only")
   return [*said, f"{to}: {', '.join(PARTS)}, {size / 1e9:.3f} GB, from {path}"]
@@ -227,8 +211,9 @@ def write_null(folder: Path, null: np.ndarray) -> None:
 
 
 def export_pipeline(run: Path, to: Path, form: str | None) -> list[str]:
-  """The inverse of `import_pipeline`, up to what that left out."""
+  """The inverse of `import_pipeline`."""
   size = total(a for part in PARTS for a in open_run(str(run / part)).arrays.values())
+  size += sum(f.stat().st_size for f in (run / ORIGINAL).rglob("*"))
   said = []
   with fresh(to, size) as partial:
     partial.mkdir()

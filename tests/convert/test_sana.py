@@ -179,7 +179,7 @@ def test_a_negative_of_another_length_and_none(tmp_path, capsys):
   assert files_of(tmp_path / "out") == files_of(source)
 
 
-def test_what_tar_does_not_use_is_told(tmp_path, capsys):
+def test_what_tar_does_not_use_is_kept(tmp_path, capsys):
   source = make.sana_folder(tmp_path / "source")
   (source / "text_encoder").mkdir()
   (source / "text_encoder/model.safetensors").write_bytes(b"x")
@@ -191,9 +191,9 @@ def test_what_tar_does_not_use_is_told(tmp_path, capsys):
   capsys.readouterr()
   run, out = there_and_back(source, tmp_path)
   said = capsys.readouterr().out
-  assert "left out: text_encoder" in said
   assert "use_karras_sigmas" in said and "solver_order=2, not the scheduler's 1" in said
-  assert files_of(source) - files_of(out) == {"text_encoder/model.safetensors"}
+  assert files_of(source) == files_of(out)
+  assert (out / "text_encoder/model.safetensors").read_bytes() == b"x"
   assert scheduler.read_bytes() == (out / "scheduler/scheduler_config.json").read_bytes()
 
 
@@ -226,18 +226,19 @@ def test_inspect(tmp_path, capsys):
   source = make.sana_folder(tmp_path / "source", "bfloat16")
   assert make.run("import", source, "--to", tmp_path / "run") == 0
   count = {p: sum(a.size for a in make.tensors_of(source / p).values()) for p in PARTS}
-  count["with null"] = count["transformer"] + 5 * 10
   for path, parts in (
     (source, ("transformer", "vae")),
-    (tmp_path / "run", ("with null", "vae")),
+    (tmp_path / "run", ("transformer", "vae")),
     (source / "vae", ("vae",)),
-    (tmp_path / "run/transformer", ("with null",)),
+    (tmp_path / "run/transformer", ("transformer",)),
   ):
     capsys.readouterr()
     assert make.run("inspect", path) == 0
     out = capsys.readouterr().out
     totals = [line for line in out.splitlines() if line.strip().startswith("total")]
     assert len(totals) == len(parts) and "other" not in out
+    null = [line for line in out.splitlines() if "beside it: null condition" in line]
+    assert [" 50 " in line for line in null] == [True] * ("transformer" in parts and path != source)
     for part, line in zip(parts, totals, strict=True):
       assert f" {count[part]:,} " in line and "bfloat16" in line
 
@@ -275,9 +276,12 @@ DAMAGED = {
     "too few layers": (config("transformer", num_layers=2), ("layers [2] too many",)),
     "other heads": (config("transformer", num_attention_heads=4), ("cross_attention_dim",)),
     "half a head": (config("transformer", num_cross_attention_heads=5), ("blocks/cross/q",)),
-    "words for numbers": (config("transformer", num_layers="many"), ("no config of a SANA",)),
+    "words for numbers": (config("transformer", num_layers="many"), ("are none of dif_dtok",)),
     "an unknown block": (config("vae", encoder_block_types="Swin"), ("'Swin'",)),
-    "other stages": (config("vae", decoder_layers_per_block=[1]), ("no config of a DC-AE",)),
+    "other stages": (config("vae", decoder_layers_per_block=[1]), ("are none of dc_ae",)),
+    "no scaling": (config("vae", scaling_factor=0), ("scaling=0",)),
+    "no size": (config("transformer", sample_size=0), ("size=0",)),
+    "no times": (config("transformer", timestep_scale=None), ("are none of dif_dtok",)),
     "swapped": (vae_in_the_place_of_the_transformer, ("is a dc_ae, not a dif_dtok",)),
     "channels": (lambda f: make.dc_ae(f / "vae", latent_channels=8), ("4 channels", "latents 8")),
     "scheduler": (
