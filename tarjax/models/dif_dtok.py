@@ -79,6 +79,8 @@ class DifDtokConfig:
       raise ValueError(f"width={self.width} does not divide into heads={self.heads}")
     if self.positions and self.width % 4:
       raise ValueError(f"positions need a width that 4 divides, not {self.width}")
+    if not (self.size > 0 and self.time_scale > 0):
+      raise ValueError(f"size={self.size} and time_scale={self.time_scale} must be above 0")
     object.__setattr__(self, "out", self.out or self.channels)
 
 
