@@ -5,12 +5,13 @@ has one meaning. "jit with shardings" is all the parallelism there is: XLA inser
 collectives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 from flax.linen import spmd
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # fmt: off
@@ -24,7 +25,7 @@ RULES = (
     ("image",     None),
     ("channels",  None),
     ("layers",    None),              # parameters
-    ("vocab",     ("fsdp", "model")),
+    ("vocab",     ("model", "fsdp")),  # so that each part of `model` is a range of words
     ("codebook",  None),
     ("embed",     "fsdp"),
     ("mlp",       "model"),
@@ -41,18 +42,25 @@ RULES = (
 AXES = ("data", "fsdp", "model")
 
 
-def make_mesh(sizes: dict[str, int]) -> Mesh:
+def make_mesh(sizes: dict[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """{"data": -1, "fsdp": 1, "model": 1} -> Mesh; one -1 takes the devices that are left.
 
-  Axes are Auto: with Explicit ones, Linen's constraints raise.
+  Slices are connected by the data centre's network, and each holds an equal part of `data`, so
+  that only gradients cross it. Axes are Auto: with Explicit ones, Linen's constraints raise.
+
+  Args:
+    sizes: how many devices along each axis; 1 where it does not say.
+    devices: None is all there are.
 
   Raises:
-    ValueError: an unknown axis, or sizes whose product is not the number of devices.
+    ValueError: an unknown axis, sizes whose product is not the number of devices, or a data axis
+      that the slices do not divide.
   """
   unknown = sorted(set(sizes) - set(AXES))
   if unknown:
     raise ValueError(f"config.mesh has unknown axes {unknown}; the axes are {list(AXES)}")
-  count = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   full = {axis: int(sizes.get(axis, 1)) for axis in AXES}
   fixed = 1
   for size in full.values():
@@ -62,7 +70,33 @@ def make_mesh(sizes: dict[str, int]) -> Mesh:
     raise ValueError(f"config.mesh={full} does not fit {count} devices")
   if free:
     full[free[0]] = count // fixed
-  return jax.make_mesh(tuple(full.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  types, slices = (AxisType.Auto,) * len(AXES), slice_count(devices)
+  if slices == 1:
+    return jax.make_mesh(tuple(full.values()), AXES, types, devices=devices)
+  if full["data"] % slices:
+    raise ValueError(f"config.mesh={full}: data does not divide over {slices} slices")
+  inside = (full["data"] // slices, full["fsdp"], full["model"])
+  placed = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+  return Mesh(placed, AXES, axis_types=types)
+
+
+def slice_count(devices: Sequence[Any]) -> int:
+  """How many TPU slices the devices are on; 1 for anything that knows no slices."""
+  if len(devices) == 0 or devices[0].platform != "tpu":
+    return 1
+  try:
+    return len({device.slice_index for device in devices})
+  except (AttributeError, RuntimeError):  # a description of one slice
+    return 1
+
+
+def platform() -> str:
+  """What the code that is being traced will run on: "cpu", "gpu" or "tpu".
+
+  That is the mesh's, which need not be this machine's: plan compiles for chips that are not here.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def named(init, *axes: str | None) -> Callable[..., Any]:

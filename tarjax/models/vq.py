@@ -14,7 +14,7 @@ import numpy as np
 
 from tarjax.models.layers import Array, Linear, normal
 from tarjax.models.siglip2 import unit
-from tarjax.sharding import named
+from tarjax.sharding import named, platform
 
 LANES = 128
 LAST = 2**31 - 1
@@ -77,7 +77,7 @@ def first_min(d: Array) -> tuple[Array, Array]:
 
   pairs = (d, jax.lax.broadcasted_iota(jnp.int32, d.shape, 1))
   worst = (np.float32(np.inf), np.int32(LAST))
-  if jax.default_backend() == "cpu" and d.shape[1] % LANES == 0:
+  if platform() == "cpu" and d.shape[1] % LANES == 0:
     cut = (d.shape[0], -1, LANES)
     pairs = jax.lax.reduce((pairs[0].reshape(cut), pairs[1].reshape(cut)), worst, lower, (1,))
   value, index = jax.lax.reduce(tuple(pairs), worst, lower, (1,))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tarjax.models.layers import attend, contract
+from tarjax.models.attention import attend
+from tarjax.models.layers import contract
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7), (1, 5, 7), (2, 1, 7), None])
