@@ -146,7 +146,7 @@ class Program:
     for where, i, times in self.walk():
       if i.opcode in FREE or self.communication(i) or i.opcode in ("custom-call", "call"):
         continue
-      if i.opcode.endswith(("-start", "-done")):
+      if i.opcode.endswith(("-start", "-done")) or self.part(i) == "done":
         continue
       inner = [self.products(name) for name in i.called("calls")]
       flops = sum(inner) + product_flops(i, self.index[where])
@@ -204,13 +204,22 @@ class Program:
     if base in COLLECTIVES or base == "send":
       return base
     names = i.called("calls")
-    if i.opcode in ("fusion", "async-start", "custom-call") and names:
-      if "all-reduce-scatter" in names[0]:
-        return "reduce-scatter"
-      found = [x.opcode for x in self.computations.get(names[0], []) if x.opcode in COLLECTIVES]
-      if found and i.opcode == "fusion":
-        return found[0]
-    return None
+    if i.opcode != "fusion" or not names:
+      return None
+    if "all-reduce-scatter" in names[0]:
+      return "reduce-scatter"
+    inside = self.computations[names[0]]
+    found = [x.opcode for x in inside if x.opcode in COLLECTIVES]
+    return found[0] if found and self.part(i) in ("", "start") else None
+
+  def part(self, i: Instruction) -> str:
+    """Of an asynchronous collective in fusions: "start", "during" (beside other work), "done"."""
+    name = (i.called("calls") or [""])[0]
+    targets = [x.rest for x in self.computations.get(name, []) if x.opcode == "custom-call"]
+    for target, part in (("AsyncCollectiveStart", "start"), ("AsyncCollectiveDone", "done")):
+      if any(f'"{target}"' in rest for rest in targets):
+        return part
+    return "during" if "async_collective_fusion" in name else ""
 
   def collectives(self, devices: int) -> list[Collective]:
     """What travels between `devices` chips, by instruction."""
@@ -218,12 +227,12 @@ class Program:
     for where, i, times in self.walk():
       if not (kind := self.communication(i)):
         continue
-      hidden, source, scope = i.opcode.endswith("-start"), i, self.index[where]
+      hidden = i.opcode.endswith("-start") or self.part(i) == "start"
+      source, scope = i, self.index[where]
       for name in i.called("calls"):  # the real instruction is inside a fusion
         for x in self.computations[name]:
           if x.opcode in COLLECTIVES:
             source, scope = x, self.index[name]
-        hidden = hidden or "async" in name or bool(self.products(name))
       groups = replica_groups(source.rest, devices)
       # The whole array: what comes out of a gather or reduction, what goes into a scatter.
       sizes = [scope[n].size for n in source.operands if n in scope]

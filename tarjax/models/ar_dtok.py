@@ -6,6 +6,7 @@ where k is the number of condition tokens given, so codes move when the conditio
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -138,6 +139,31 @@ def sine_table(rows: int, width: int) -> np.ndarray:
   freq = 1.0 / 10_000 ** (np.arange(width // 2, dtype=np.float64) / (width / 2))
   angle = np.arange(rows, dtype=np.float64)[:, None] * freq
   return np.concatenate([np.sin(angle), np.cos(angle)], 1).astype(np.float32)
+
+
+def resize_table(table: np.ndarray, cond_length: int, length: int) -> np.ndarray:
+  """The position table of another resolution: float32[k+T-1 d] -> float32[k+T'-1 d].
+
+  Rows of the condition stay. Those of the codes, as they lie behind the longest condition, are a
+  square picture without its last place, which is taken to be like the one before: it is stretched
+  bilinearly. A code behind a shorter condition takes other rows, and for it this is approximate.
+
+  Raises:
+    ValueError: numbers of codes that are no squares.
+  """
+  before = len(table) - cond_length + 1
+  sides = math.isqrt(max(before, 0)), math.isqrt(length)
+  if before < 1 or (sides[0] ** 2, sides[1] ** 2) != (before, length):
+    raise ValueError(
+      f"a position table of {len(table)} rows, {cond_length} of them the condition's, cannot be "
+      f"resized from {before} to {length} codes: both must be squares"
+    )
+  codes = np.asarray(table[cond_length:], np.float32)
+  codes = np.concatenate([codes, codes[-1:]]) if len(codes) else np.asarray(table[-1:], np.float32)
+  square = codes.reshape(sides[0], sides[0], -1)  # [y x d]
+  wide = jax.image.resize(square, (sides[1], sides[1], square.shape[-1]), "linear")
+  rows = np.asarray(wide).reshape(length, -1)[:-1]
+  return np.concatenate([np.asarray(table[:cond_length], np.float32), rows])
 
 
 class Block(nn.Module):

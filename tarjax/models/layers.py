@@ -19,6 +19,9 @@ from tarjax.sharding import named, platform, shard
 
 Array = jax.Array
 Init = Callable[..., Any]
+# What a block may keep for its backward pass: attention's output; queries, keys and values; the
+# stream between attention and MLP; and what goes into the MLP's nonlinearity (`up` of a plain one).
+SAVED = ("attn", "qkv", "resid", "gate", "up")
 
 
 def normal(std: float = 0.02) -> Init:
@@ -38,11 +41,6 @@ def as_matrix(init: Init, rows: int) -> Init:
     return init(key, (rows, math.prod(shape) // rows), dtype).reshape(shape)
 
   return flat
-
-
-# What a block can save by name: attention's output, its q, k and v, the sum after it, the MLP's two
-# inner products ("up" alone where there is no gate).
-SAVED = ("attn", "qkv", "resid", "gate", "up")
 
 
 class Linear(nn.Module):
@@ -262,6 +260,7 @@ class Attention(nn.Module):
       q, key = norm_heads(q, "norm_q"), norm_heads(key, "norm_k")
     if rotary is not None:
       q, key = rotate(q, rotary), rotate(key, rotary)
+    q, key, value = (checkpoint_name(y, "qkv") for y in (q, key, value))
     if cache is not None:
       start = (0, index, 0, 0)
       cache = {
@@ -269,7 +268,6 @@ class Attention(nn.Module):
         "v": jax.lax.dynamic_update_slice(cache["v"], value.astype(cache["v"].dtype), start),
       }
       key, value = cache["k"].astype(self.dtype), cache["v"].astype(self.dtype)
-    q, key, value = (checkpoint_name(y, "qkv") for y in (q, key, value))
     y = attend(q, key, value, mask, causal=causal, segments=segments)  # [b l h k]
     axes = ("heads", "head_dim", "embed")
     make: Any = {"bias": self.out_bias, "dtype": self.dtype, "init": as_matrix(self.init, h * k)}
@@ -321,12 +319,7 @@ def stack(block, depth: int, remat: str, *, in_axes: Any = nn.broadcast, out_axe
   """`depth` copies of a block class as one scanned, rematerialized block; params gain [n].
 
   The block is called as `x, y = block(x, *args)`; `in_axes` says for each of args whether it is
-  shared (`nn.broadcast`) or has a layer axis. `remat` says what the backward pass need not compute
-  again: "none" saves everything, a policy of `jax.checkpoint_policies` what it says, and names of
-  SAVED with commas between them ("attn,qkv") those tensors and the block's input.
-
-  Raises:
-    ValueError: a name that is none of these.
+  shared (`nn.broadcast`) or has a layer axis. `remat`: see `remat_policy`.
   """
   if remat != "none":
     block = nn.remat(block, prevent_cse=False, policy=remat_policy(remat))
@@ -342,15 +335,26 @@ def stack(block, depth: int, remat: str, *, in_axes: Any = nn.broadcast, out_axe
   )
 
 
-def remat_policy(name: str) -> Any:
-  """The policy that `stack` means by a name."""
-  names = name.split(",")
+def remat_policy(remat: str) -> Any:
+  """What the backward pass of a block finds saved, and does not compute again.
+
+  Args:
+    remat: names out of `SAVED`, as in "attn,qkv"; "full" saves the block's input alone; or a policy
+      of `jax.checkpoint_policies`. ("none", for `stack`, saves all.)
+
+  Raises:
+    ValueError: another name.
+  """
+  names = remat.split(",")
   if set(names) <= set(SAVED):
     return jax.checkpoint_policies.save_only_these_names(*names)
-  if not hasattr(jax.checkpoint_policies, name):
-    known = sorted(n for n in dir(jax.checkpoint_policies) if n[0] != "_")
-    raise ValueError(f"remat={name!r} is neither none, names of {SAVED} nor one of {known}")
-  return getattr(jax.checkpoint_policies, name)
+  policy = getattr(jax.checkpoint_policies, "nothing_saveable" if remat == "full" else remat, None)
+  if policy is None:
+    raise ValueError(
+      f"remat={remat!r} is none, full, names out of {','.join(SAVED)}, or a policy of "
+      "jax.checkpoint_policies"
+    )
+  return policy
 
 
 def init_cache(depth: int, batch: int, length: int, kv_heads: int, head_dim: int, dtype):

@@ -30,8 +30,8 @@ from tarjax.sharding import shard
 class Qwen2Config:
   """Sizes of a Qwen2 model; the defaults are Qwen2.5-0.5B.
 
-  `vocab` is the number of rows of the table, padding rows included. `remat` names a policy of
-  `jax.checkpoint_policies`, or "none".
+  `vocab` is the number of rows of the table, padding rows included. `remat` is "none"
+  or a policy by name, see `layers.remat_policy`.
   """
 
   vocab: int = 151_936

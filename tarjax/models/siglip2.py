@@ -100,8 +100,8 @@ class Block(nn.Module):
     dtype, d = jnp.dtype(c.dtype), x.shape[-1]
     make: Any = {"dtype": dtype, "init": xavier}
     attn = Attention(c.heads, c.heads, d // c.heads, name="attn", **make)
-    y, _ = attn(LayerNorm(c.eps, name="norm1")(x), mask=mask)
-    x = checkpoint_name(x + y, "resid")  # [b l d]
+    x = x + attn(LayerNorm(c.eps, name="norm1")(x), mask=mask)[0]
+    x = checkpoint_name(x, "resid")  # [b l d]
     x = x + Mlp(c.mlp, name="mlp", **make)(LayerNorm(c.eps, name="norm2")(x))
     x = shard(x, "batch", "length", "act_embed")
     return x, x if self.collect else None

@@ -23,7 +23,7 @@ class Task:
   words, 0 for a text model). `config.widen` starts this run from a text model: llm and ta_tok
   (checkpoint specs), embed_init, and scale, which the codebook is divided by to have rows like the
   text's; `config.ta_tok` is then the tokenizer's network. Without it, a run starts from config.init
-  or from scratch.
+  or from scratch, and `config.ta_tok_from` may name the run whose words the data must be.
   """
 
   def __init__(self, config):
