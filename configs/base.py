@@ -23,6 +23,24 @@ QWEN_WORDS = 151_665  # 151,643 byte-level BPE entries and 22 added tokens
 SCALES = {"1": 2.0, "2": 1.0, "3": 1.0}  # 729, 169 and 81 words, 2:1:1
 COMPUTE = "bfloat16"
 
+# The compiler's options by chip. More memory for tiles, so that products do not wait for operands;
+# no product recomputed inside another; gathers that run beside products.
+ASYNC = {
+  f"xla_{name}": "true"
+  for name in (
+    "tpu_enable_async_collective_fusion",
+    "tpu_enable_async_collective_fusion_fuse_all_gather",
+    "tpu_enable_async_collective_fusion_multiple_steps",
+    "tpu_overlap_compute_collective_tc",
+    "enable_async_all_gather",
+  )
+}
+TILES = {"v5e": "32768", "v5p": "32768", "v6e": "65536"}  # KiB
+COMPILER = {
+  chip: {"xla_tpu_scoped_vmem_limit_kib": kib, "xla_tpu_dot_dot_fusion": "false", **ASYNC}
+  for chip, kib in TILES.items()
+}
+
 # The same stages with small numbers, for tests: 49, 9 and 4 words at the three scales.
 TINY_SIGLIP2 = dict(width=32, depth=3, heads=2, mlp=64, image=28, patch=4)
 TINY_TA_TOK = dict(
@@ -58,6 +76,7 @@ def get_config(task: str, *, steps: int, batch: int, lr: float, warmup: int) -> 
         clip=1.0,
       ),
       mesh=dict(data=-1, fsdp=16, model=1),
+      compiler=COMPILER,
       log_every=50,
       save_every=1000,
       eval_every=0,

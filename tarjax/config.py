@@ -24,16 +24,16 @@ from tarjax.tasks import TASK_KEYS
 # fmt: off
 REQUIRED = {
     "task", "seed", "steps", "batch", "model", "init", "frozen", "dont_load", "optim", "data",
-    "mesh", "log_every", "save_every", "eval_every", "keep",
+    "mesh", "compiler", "log_every", "save_every", "eval_every", "keep",
 }
-OPTIONAL = {"eval_batches": 4}
+OPTIONAL = {"eval_batches": 4, "compiler": {}}  # compiler: options by chip, see configs/base.py
 OPTIM = {
     "name", "lr", "b1", "b2", "eps", "weight_decay", "warmup", "schedule", "final", "clip",
 }
 MORE_OPTIM = {"came": {"b3"}}  # keys of one optimizer
 # Keys that may change between two starts of one run, because no weight depends on them.
 FREE = {
-    "mesh", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/max_damaged",
+    "mesh", "compiler", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/max_damaged",
     "data/workers", "data/threads", "data/prefetch",
 }
 # fmt: on

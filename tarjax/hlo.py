@@ -274,6 +274,9 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
       current = None
     elif instruction := parse_line(line):
       computations[current].append(instruction)
+    elif computations[current]:  # the rest of a kernel's line
+      last = computations[current][-1]
+      computations[current][-1] = dataclasses.replace(last, rest=f"{last.rest} {line}")
   if not entry:
     raise ValueError("the text holds no ENTRY computation")
   return computations, entry
@@ -322,7 +325,8 @@ def product_flops(i: Instruction, body: dict[str, Instruction]) -> float:
   a, b = (body[name].arrays[0][1] for name in i.operands[:2])
   shape = i.arrays[0][1]
   total = 2.0 * shape[out.index("b")] * shape[out.index("f")] * b[right.index("i")]
-  window = dict(re.findall(r"(\w+)=([0-9x_\-]+)", (re.search(r"window=\{([^}]*)\}", i.rest) or [""])[0]))
+  described = re.search(r"window=\{([^}]*)\}", i.rest)
+  window = dict(re.findall(r"(\w+)=([0-9x_\-]+)", described[1] if described else ""))
   spatial = [c for c in out if c.isdigit()]
 
   def values(key, default):
@@ -352,7 +356,8 @@ def replica_groups(rest: str, devices: int) -> list[list[int]]:
   if found := re.search(r"replica_groups=" + iota, rest):
     shape, ids = numbers(found[1]), reordered(numbers(found[2]), found[3])
     return ids.reshape(shape).tolist()
-  if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:[^{]*?device_ids=\(([^)]*\)?)\))? ?\{([^}]*)\}", rest):
+  mesh = r"replica_groups=mesh\[([^\]]*)\](?:[^{]*?device_ids=\(([^)]*\)?)\))? ?\{([^}]*)\}"
+  if found := re.search(mesh, rest):
     sizes = dict((k, int(v)) for k, v in re.findall(r"'([^']+)'=(\d+)", found[1]))
     ids = np.arange(math.prod(sizes.values()))
     if found[2] and (order := re.match(r"\[([0-9,]+)\](?:T\(([0-9,]+)\))?", found[2])):

@@ -170,9 +170,13 @@ def eval_step(params, frozen, batch, key, index, *, loss):
 
 
 class Programs:
-  """The compiled steps of a task: one program per value of its static arguments."""
+  """The compiled steps of a task: one program per value of its static arguments.
 
-  def __init__(self, task, optimizer, schedule, layout: Layout, mesh):
+  `options` are the compiler's, see `chips.compiler_options`.
+  """
+
+  def __init__(self, task, optimizer, schedule, layout: Layout, mesh, options=None):
+    self.options = options or None
     self.task, self.optimizer, self.schedule = task, optimizer, schedule
     self.shardings = jax.tree.map(lambda x: x.sharding, layout)
     self.batch, self.all = batch_sharding(mesh), replicated(mesh)
@@ -194,6 +198,7 @@ class Programs:
       in_shardings=(state, where.frozen, self.batch, self.all),
       out_shardings=(state, self.all),
       donate_argnums=0,
+      compiler_options=self.options,
     )
 
   def _eval(self, loss):
@@ -202,4 +207,5 @@ class Programs:
       functools.partial(eval_step, loss=loss),
       in_shardings=(where.params, where.frozen, self.batch, self.all, self.all),
       out_shardings=self.all,
+      compiler_options=self.options,
     )

@@ -57,7 +57,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   import jax
   import numpy as np
 
-  from tarjax import checkpoint, metrics, optim, sharding, stamps, tasks
+  from tarjax import checkpoint, chips, metrics, optim, sharding, stamps, tasks
   from tarjax import state as states
   from tarjax.data import damage
   from tarjax.data.pipeline import make_batches
@@ -84,7 +84,8 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     schedule = optim.make_schedule(config.optim, config.steps)
     with told():
       layout = states.make_layout(task, optimizer, mesh)
-    programs = states.Programs(task, optimizer, schedule, layout, mesh)
+    options = chips.compiler_options(config, jax.devices())
+    programs = states.Programs(task, optimizer, schedule, layout, mesh, options)
     init_key, key = states.make_keys(config.seed, mesh)
     (workdir / "params.txt").write_text(states.parameter_table(layout))
 

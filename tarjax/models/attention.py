@@ -56,9 +56,9 @@ def attend(
     ids = jnp.ones((1, q.shape[1]), jnp.int32) if segments is None else segments
     seen = causal_mask(ids) if causal else same_segment(ids)
     mask = seen if mask is None else seen & mask
-  if platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-    return checkpoint_name(cudnn(q, k, v, mask), "attn")
-  return checkpoint_name(plain(q, k, v, mask), "attn")
+  fused = platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
+  with jax.named_scope("causal" if causal else "full"):  # plan counts half of a causal product
+    return checkpoint_name((cudnn if fused else plain)(q, k, v, mask), "attn")
 
 
 def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
