@@ -33,8 +33,8 @@ OPTIM = {
 MORE_OPTIM = {"came": {"b3"}}  # keys of one optimizer
 # Keys that may change between two starts of one run, because no weight depends on them.
 FREE = {
-    "mesh", "compiler", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/max_damaged",
-    "data/workers", "data/threads", "data/prefetch",
+    "mesh", "compiler", "log_every", "save_every", "eval_every", "eval_batches", "keep",
+    "data/max_damaged", "data/workers", "data/threads", "data/prefetch",
 }
 # fmt: on
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -7,7 +7,6 @@ import math
 import re
 from typing import Any
 
-import jax
 import numpy as np
 
 from tarjax import chips, hlo
@@ -22,9 +21,9 @@ def traced_flops(jaxpr: Any, scope: str = "") -> float:
     name = f"{scope}/{eqn.source_info.name_stack}"
     half = 0.5 if "causal" in name else 1.0
     if eqn.primitive.name == "dot_general":
-      ((left, right), (batch, _)) = eqn.params["dimension_numbers"]
+      (_, contracted), (_, shared) = eqn.params["dimension_numbers"]
       a, b = (v.aval.shape for v in eqn.invars)
-      kept = [n for i, n in enumerate(b) if i not in (*right, *eqn.params["dimension_numbers"][1][1])]
+      kept = [n for i, n in enumerate(b) if i not in (*contracted, *shared)]
       total += 2.0 * half * math.prod(a) * math.prod(kept)
     elif eqn.primitive.name == "conv_general_dilated":
       names, kernel = eqn.params["dimension_numbers"], eqn.invars[1].aval.shape

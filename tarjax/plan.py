@@ -289,9 +289,13 @@ class Steps:
   def throughput(self) -> tuple[str, int]:
     """What a step reads: ("tokens" or "images", how many)."""
     packed = self.config.data.format == "packed"
-    return ("tokens", self.config.batch * self.config.data.length) if packed else (
-      "images",
-      self.config.batch,
+    return (
+      ("tokens", self.config.batch * self.config.data.length)
+      if packed
+      else (
+        "images",
+        self.config.batch,
+      )
     )
 
   def model_flops(self, static: dict[str, Any]) -> float:

@@ -26,7 +26,7 @@ RULES = (
     ("channels",  None),
     ("layers",    None),              # parameters
     ("vocab",     ("model", "fsdp")),  # so that each part of `model` is a range of words
-    ("codebook",  None),
+    ("codebook",  ("model", "fsdp")),
     ("embed",     "fsdp"),
     ("mlp",       "model"),
     ("heads",     "model"),
@@ -70,14 +70,16 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[Any] | None = None) -> Me
     raise ValueError(f"config.mesh={full} does not fit {count} devices")
   if free:
     full[free[0]] = count // fixed
-  types, slices = (AxisType.Auto,) * len(AXES), slice_count(devices)
-  if slices == 1:
-    return jax.make_mesh(tuple(full.values()), AXES, types, devices=devices)
+  slices = slice_count(devices)
   if full["data"] % slices:
     raise ValueError(f"config.mesh={full}: data does not divide over {slices} slices")
-  inside = (full["data"] // slices, full["fsdp"], full["model"])
-  placed = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
-  return Mesh(placed, AXES, axis_types=types)
+  sizes = (full["data"] // slices, full["fsdp"], full["model"])
+  split: Any = {"devices": devices, "allow_split_physical_axes": True}  # 8 chips of a 4 x 4 torus
+  if slices == 1:
+    placed = mesh_utils.create_device_mesh(sizes, **split)
+  else:
+    placed = mesh_utils.create_hybrid_device_mesh(sizes, (slices, 1, 1), **split)
+  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def slice_count(devices: Sequence[Any]) -> int:

@@ -90,7 +90,7 @@ def splash(
   q: Array, k: Array, v: Array, causal: bool, segments: Array | None, interpret: bool = False
 ) -> Array:
   """The splash kernel over padded lengths; each device runs it on its own batch rows and heads."""
-  (l, h, d), s = q.shape[1:], k.shape[1]
+  l, d, s = q.shape[1], q.shape[3], k.shape[1]
   (long, rows), (wide, columns) = blocks(l), blocks(s)
   scope = jax.named_scope("splash_causal" if causal else "splash_full")
   q = (q.astype(jnp.float32) * d**-0.5).astype(q.dtype)
