@@ -183,7 +183,7 @@ class Program:
     total = 0.0
     for (_, name), operand in zip(parameters, operands, strict=False):
       users = [x for x in inside if name in x.operands]
-      sliced = [x for x in users if x.opcode == "dynamic-slice"]
+      sliced = [x for x in users if x.opcode == "dynamic-slice" and x.operands[0] == name]
       updated = [x for x in users if x.opcode == "dynamic-update-slice" and x.operands[0] == name]
       if users and len(sliced) + len(updated) == len(users):
         total += sum(x.size for x in sliced) if operand.main_size else 0.0

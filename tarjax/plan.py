@@ -18,6 +18,7 @@ Exit codes: 0 it fits, 1 it does not, 2 a mistake in the command or config.
 
 import collections
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
     if flags["sweep"]:
       from tarjax.sweep import sweep
 
-      return sweep(config, topology, devices, flags["json"])
+      return sweep(config, lambda trial: plan(trial, topology, devices), flags["json"])
     result = plan(config, topology, devices, flags["every-scale"])
   except UserError as e:
     print(f"error: {e}", file=sys.stderr)
@@ -106,14 +107,12 @@ def describe(topology: str, slices: int) -> tuple[str, list[Any]]:
   import jax
   from jax.experimental import topologies
 
-  jax.config.update("jax_platforms", "cpu")
-  try:
-    import libtpu  # noqa: F401  # pyright: ignore
-  except ImportError as e:
-    raise UserError("plan needs libtpu: pip install -r requirements-tpu.txt") from e
   chip, _, shape = topology.partition(":")
-  if chip not in TOPOLOGIES or not re.fullmatch(r"\d+(x\d+)+", shape):
+  if chip not in TOPOLOGIES or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape):
     raise UserError(f"unknown topology {topology!r}; {known()}")
+  if importlib.util.find_spec("libtpu") is None:
+    raise UserError("plan needs libtpu: pip install -r requirements-tpu.txt")
+  jax.config.update("jax_platforms", "cpu")
   more = {"num_slices": slices} if slices > 1 else {}
   if all(n == "1" for n in shape.split("x")):
     more["chips_per_host_bounds"] = (1, 1, 1)
