@@ -1,7 +1,7 @@
 """Tries meshes, then remat policies, then batch sizes around a config, and keeps what is best.
 
-One thing is changed at a time, the best of it is kept, and the next is tried on top: a compile takes
-minutes, and all combinations would take a day.
+One thing is changed at a time, the best of it is kept, and the next is tried on top: a compile
+takes minutes, and all combinations would take a day.
 """
 
 import json
@@ -11,7 +11,9 @@ from typing import Any
 from tarjax.config import UserError
 
 REMATS = ("full", "attn", "attn,qkv", "attn,qkv,resid", "attn,qkv,resid,gate,up")
-HEAD = f"{'mesh':<28} {'remat':<24} {'batch':>6} {'MFU':>6} {'samples/s':>10} {'GiB':>7} {'step s':>8}"
+HEAD = (
+  f"{'mesh':<28} {'remat':<24} {'batch':>6} {'MFU':>6} {'samples/s':>10} {'GiB':>7} {'step s':>8}"
+)
 
 
 def sweep(config: Any, attempt: Callable[[Any], dict[str, Any]], as_json: bool) -> int:
