@@ -23,6 +23,26 @@ QWEN_WORDS = 151_665  # 151,643 byte-level BPE entries and 22 added tokens
 SCALES = {"1": 2.0, "2": 1.0, "3": 1.0}  # 729, 169 and 81 words, 2:1:1
 COMPUTE = "bfloat16"
 
+# The compiler's options by chip. More memory for tiles, so that products do not wait for operands;
+# no product recomputed inside another; gathers that run beside products.
+ASYNC = {
+  f"xla_{name}": "true"
+  for name in (
+    "tpu_enable_async_collective_fusion",
+    "tpu_enable_async_collective_fusion_fuse_all_gather",
+    "tpu_enable_async_collective_fusion_multiple_steps",
+    "tpu_overlap_compute_collective_tc",
+    "enable_async_all_gather",
+  )
+}
+SAFE = {"xla_tpu_dot_dot_fusion": "false"}
+TILES = "xla_tpu_scoped_vmem_limit_kib"
+COMPILER = {
+  "v5e": {TILES: "32768", **SAFE},  # runs gathers beside products unasked
+  "v5p": {TILES: "32768", **SAFE, **ASYNC},
+  "v6e": {TILES: "65536", **SAFE, **ASYNC},
+}
+
 # The same stages with small numbers, for tests: 49, 9 and 4 words at the three scales.
 TINY_SIGLIP2 = dict(width=32, depth=2, heads=2, mlp=64, image=28, patch=4)
 TINY_TA_TOK = dict(
@@ -60,6 +80,7 @@ def get_config(task: str, *, steps: int, batch: int, lr: float, warmup: int) -> 
         ema=0.0,
       ),
       mesh=dict(slices=-1, data=-1, fsdp=16, model=1),
+      compiler=COMPILER,
       log_every=50,
       save_every=1000,
       eval_every=0,

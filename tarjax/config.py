@@ -28,6 +28,7 @@ REQUIRED = {
 }
 OPTIONAL = {
     "eval_batches": 4,
+    "compiler": {},  # options by chip, see configs/base.py
     "accumulate": 1,  # parts that a batch is taken in
     "keep_every": 0,  # also keep each save whose step is a multiple of this
     "nonfinite_limit": 10,  # skipped steps in a row that are too many,
@@ -43,8 +44,9 @@ MORE_OPTIM = {"came": {"b3"}}  # keys of one optimizer
 OPTIONAL_OPTIM = {"restart_codes", "ema"}
 # Keys that may change between two starts of one run, because no weight depends on them.
 FREE = {
-    "mesh", "accumulate", "log_every", "save_every", "eval_every", "eval_batches", "keep",
-    "keep_every", "nonfinite_limit", "nonfinite_then", "hang_seconds", "profile_steps", "wandb",
+    "mesh", "compiler", "accumulate", "log_every", "save_every", "eval_every", "eval_batches",
+    "keep", "keep_every", "nonfinite_limit", "nonfinite_then", "hang_seconds", "profile_steps",
+    "wandb",
     "data/max_damaged", "data/workers", "data/threads", "data/prefetch",
 }
 # fmt: on

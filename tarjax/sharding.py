@@ -27,8 +27,8 @@ RULES = (
     ("image",     None),
     ("channels",  None),
     ("layers",    None),              # parameters
-    ("vocab",     ("fsdp", "model")),
-    ("codebook",  None),
+    ("vocab",     ("model", "fsdp")),  # so that each part of `model` is a range of words
+    ("codebook",  ("model", "fsdp")),
     ("embed",     "fsdp"),
     ("mlp",       "model"),
     ("heads",     "model"),
@@ -57,7 +57,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     devices: those of the mesh; None is all.
 
   Raises:
-    ValueError: an unknown axis, or sizes whose product is not the number of devices.
+    ValueError: an unknown axis, sizes whose product is not the number of devices, or a data axis
+      that the slices do not divide.
   """
   unknown = sorted(set(sizes) - {"slices", *AXES})
   if unknown:
@@ -94,6 +95,15 @@ def slice_of(device) -> int:
     return int(device.slice_index)
   except (AttributeError, RuntimeError):  # a planned single slice raises
     return 0
+
+
+def platform() -> str:
+  """What the code that is being traced will run on: "cpu", "gpu" or "tpu".
+
+  That is the mesh's, which need not be this machine's: plan compiles for chips that are not here.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def named(init, *axes: str | None) -> Callable[..., Any]:

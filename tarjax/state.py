@@ -222,13 +222,16 @@ def eval_step(params, frozen, batch, key, index, *, loss):
 class Programs:
   """The compiled steps of a task: one program per value of its static arguments.
 
+  `options` are the compiler's, see `chips.compiler_options`.
+
   Raises:
     UserError: `parts` > 1 for a loss that is no mean over examples.
   """
 
-  def __init__(self, task, optimizer, schedule, layout: Layout, mesh, parts: int = 1):
+  def __init__(self, task, optimizer, schedule, layout: Layout, mesh, parts=1, options=None):
     if parts > 1 and (why := getattr(task, "couples", "")):
       raise UserError(f"config.accumulate={parts} would change the loss: {why}")
+    self.options = options or None
     self.task, self.optimizer, self.schedule, self.parts = task, optimizer, schedule, parts
     self.shardings = jax.tree.map(lambda x: x.sharding, layout)
     self.batch, self.all = batch_sharding(mesh), replicated(mesh)
@@ -251,6 +254,7 @@ class Programs:
       in_shardings=(state, where.frozen, self.batch, self.all),
       out_shardings=(state, self.all),
       donate_argnums=0,
+      compiler_options=self.options,
     )
 
   def _eval(self, loss):
@@ -259,4 +263,5 @@ class Programs:
       functools.partial(eval_step, loss=loss),
       in_shardings=(where.params, where.frozen, self.batch, self.all, self.all),
       out_shardings=self.all,
+      compiler_options=self.options,
     )

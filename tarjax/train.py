@@ -64,7 +64,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   import jax
   import numpy as np
 
-  from tarjax import metrics, optim, profiling, saving, sharding, stamps, tasks, writers
+  from tarjax import chips, metrics, optim, profiling, saving, sharding, stamps, tasks, writers
   from tarjax import state as states
   from tarjax.data import damage
   from tarjax.data.pipeline import make_batches, sample_ids
@@ -95,7 +95,8 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     schedule = optim.make_schedule(config.optim, config.steps)
     with told():
       layout = states.make_layout(task, optimizer, mesh)
-    programs = states.Programs(task, optimizer, schedule, layout, mesh, config.accumulate)
+    options = chips.compiler_options(config, jax.devices())
+    programs = states.Programs(task, optimizer, schedule, layout, mesh, config.accumulate, options)
     init_key, key = states.make_keys(config.seed, mesh)
     with told():
       stamps.verify(config, workdir)

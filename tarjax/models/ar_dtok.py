@@ -179,7 +179,7 @@ class Block(nn.Module):
     init = normal(c.init_std)
     attn = Attention(c.heads, c.kv_heads, c.head_dim, False, False, dtype, init, name="attn")
     y = RMSNorm(c.eps, name="norm1")(x)
-    y, cache = attn(y, mask=mask, cache=cache, index=index)
+    y, cache = attn(y, mask=mask, causal=mask is None, cache=cache, index=index)
     x = shard(x + drop(y, c.resid_dropout, self.train), "batch", "length", "act_embed")
     x = checkpoint_name(x, "resid")
     y = GatedMlp(c.mlp, dtype, init, name="mlp")(RMSNorm(c.eps, name="norm2")(x))
@@ -233,11 +233,12 @@ class ArDtok(nn.Module):
       raise ValueError(f"{k} condition tokens and {l - k} codes exceed {c.rows} positions")
     x = x + jax.lax.dynamic_slice_in_dim(self.positions(), index, l).astype(dtype)
     x = shard(x, "batch", "length", "act_embed")
-    s = l if cache is None else cache["k"].shape[2]
-    mask = jnp.arange(s) <= index + jnp.arange(l)[:, None]  # [l s]
+    mask = None  # causal
+    if cache is not None:
+      mask = (jnp.arange(cache["k"].shape[2]) <= index + jnp.arange(l)[:, None])[None]  # [1 l s]
     axes = (nn.broadcast, 0, nn.broadcast)
     blocks = stack(Block, c.depth, c.remat, in_axes=axes)(c, train, name="blocks")
-    x, cache = blocks(x, mask[None], cache, index)
+    x, cache = blocks(x, mask, cache, index)
     x = x[:, -1:] if cache is not None else x[:, k - 1 :]  # [b T d]
     x = RMSNorm(c.eps, name="norm")(x)
     shape, axes = (c.width, c.vocab), ("act_embed", "vocab")

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tarjax.models.layers import attend, contract, remat_policy
+from tarjax.models.attention import attend
+from tarjax.models.layers import contract, remat_policy
 from tarjax.models.qwen2 import Qwen2, Qwen2Config
 
 
