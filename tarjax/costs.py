@@ -133,7 +133,7 @@ def traffic(program: hlo.Program, devices: list[Any], chip_name: str) -> dict[st
   """Bytes and seconds of collectives by kind, inside a slice (ICI) and between slices (DCN)."""
   from tarjax.sharding import slice_of
 
-  chip, slices = chips.CHIPS[chip_name], len({slice_of(d) for d in devices})
+  chip = chips.CHIPS[chip_name]
   at = np.array([d.coords for d in devices])
   size = (at.max(0) + 1).tolist()
   of_slice = [slice_of(d) for d in devices]
