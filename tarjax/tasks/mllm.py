@@ -86,7 +86,7 @@ class Task:
     total, count, parts = losses.chunked_cross_entropy(
       head, hidden[:, :-1], labels, self.config.loss_chunk, {"text": ~image, "image": image}
     )
-    metrics = {f"loss_{k}": s / jnp.maximum(n, 1) for k, (s, n) in parts.items()}
+    metrics: dict[str, Any] = {f"loss_{k}": s / jnp.maximum(n, 1) for k, (s, n) in parts.items()}
     metrics["filled"] = (batch["segments"] > 0).mean()
     metrics["counts"] = {"loss": count} | {f"loss_{k}": n for k, (_, n) in parts.items()}
     return total / jnp.maximum(count, 1), metrics
