@@ -24,8 +24,18 @@ def get_config(variant="512"):
   config.optim.update(name="came", b1=0.9, b2=0.999, b3=0.9999, eps=1e-30)
   config.optim.update(schedule="constant", clip=0.1)
   config.mesh.fsdp = 8  # 1,152 / 8 is a multiple of 16, and 1,152 / 16 is not
-  config.model = dict(channels=32, width=1152, depth=28, heads=36, cross_heads=16)
-  config.model.update(cross_head_dim=72, cond_width=1152, size=16, dtype=base.COMPUTE, remat="attn")
+  config.model = dict(
+    channels=32,
+    width=1152,
+    depth=28,
+    heads=36,
+    cross_heads=16,
+    cross_head_dim=72,
+    cond_width=1152,
+    size=16,
+    dtype=base.COMPUTE,
+    remat="attn",
+  )
   config.trained = "condition"
   config.sana_from = "../sana"
   config.ta_tok = dict(base.TA_TOK, dtype=base.COMPUTE)

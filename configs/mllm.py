@@ -71,7 +71,7 @@ def get_config(variant="1p5b_pretrain"):
     threads=4,
   )
   if size == "tiny":
-    config.model.vocab = 704  # 622 + 5 + 64 = 691 rows in use
+    config.model.update(vocab=704)  # 622 + 5 + 64 = 691 rows in use
     config.words.update(text_rows=base.TINY_WORDS, codes=base.TINY_TA_TOK["codes"])
     config.data.update(length=256, window=32)
     config.loss_chunk = 64

@@ -92,7 +92,7 @@ def keep_average(decay: float) -> optax.GradientTransformation:
   def init(params):
     return Average(jax.tree.map(jnp.copy, params))
 
-  def update(updates, state, params=None):
+  def update(updates, state, params: Any = None):
     new = optax.apply_updates(params, updates)
     return updates, Average(jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.params, new))
 

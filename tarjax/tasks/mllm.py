@@ -85,7 +85,7 @@ class Task:
       self.used,  # padding rows of the table are no words
       {"text": ~image, "image": image},
     )
-    metrics = {f"loss_{k}": s / jnp.maximum(n, 1) for k, (s, n) in parts.items()}
+    metrics: dict[str, Any] = {f"loss_{k}": s / jnp.maximum(n, 1) for k, (s, n) in parts.items()}
     metrics["filled"] = (batch["segments"] > 0).mean()
     metrics["counts"] = {"loss": count} | {f"loss_{k}": n for k, (_, n) in parts.items()}
     return total / jnp.maximum(count, 1), metrics
