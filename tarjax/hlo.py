@@ -382,7 +382,7 @@ def reordered(sizes: list[int], permutation: str | None) -> np.ndarray:
 
 def totals(collectives: list[Collective]) -> dict[str, float]:
   """Bytes by kind."""
-  out: dict[str, float] = collections.Counter()
+  out: dict[str, float] = collections.defaultdict(float)
   for c in collectives:
     out[c.kind] += c.bytes
   return dict(out)

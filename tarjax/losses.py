@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,8 @@ def chunked_cross_entropy(
   masks = masks or {}
   counted = jnp.stack([labels >= 0, *((labels >= 0) & m for m in masks.values())], -1)  # [b l m]
   used = len(table) if used is None else used
-  total, sums = _summed_losses(chunk, used, hidden, table, labels, counted)
+  both: Any = _summed_losses(chunk, used, hidden, table, labels, counted)
+  total, sums = both
   counts = counted.astype(jnp.float32).sum((0, 1))
   return total, counts[0], {name: (sums[i], counts[i]) for i, name in enumerate(masks, 1)}
 

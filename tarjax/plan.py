@@ -113,7 +113,7 @@ def describe(topology: str, slices: int) -> tuple[str, list[Any]]:
   if importlib.util.find_spec("libtpu") is None:
     raise UserError("plan needs libtpu: pip install -r requirements-tpu.txt")
   jax.config.update("jax_platforms", "cpu")
-  more = {"num_slices": slices} if slices > 1 else {}
+  more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
   if all(n == "1" for n in shape.split("x")):
     more["chips_per_host_bounds"] = (1, 1, 1)
   try:

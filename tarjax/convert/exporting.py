@@ -245,7 +245,7 @@ def write_pickle(run: Run, table: Table, made: Mapping[str, Made], around, file:
   with fresh(file, total(made.values())) as partial:
     try:
       with open(partial, "wb") as stream:
-        sink = Sink(stream)
+        sink: Any = Sink(stream)
         writer: Any = torch._C.PyTorchFileWriter(sink)
         data = pickled(made, around)
         writer.write_record("data.pkl", data, len(data))

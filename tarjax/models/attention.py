@@ -125,7 +125,8 @@ def splash(
     q, k, v = (fill(x, n).swapaxes(1, 2) for x, n in ((q, long), (k, wide), (v, wide)))
     ids = ids and (fill(ids[0], long), fill(ids[1], wide))
     with scope:
-      return jax.vmap(one)(q, k, v, ids).swapaxes(1, 2)[:, :l]
+      out: Any = jax.vmap(one)(q, k, v, ids)
+      return out.swapaxes(1, 2)[:, :l]
 
   ids = () if segments is None else (segments, context)
   mesh = jax.sharding.get_abstract_mesh()
