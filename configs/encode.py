@@ -4,7 +4,8 @@
       --workdir=runs/digits/mine
 
 The variant is NAME:PATH, a format of the README's table and a place. The tokenizers are ../ta_tok
-and ../vqvae of the workdir; `--config.vqvae=` without a value leaves the VQVAE out. The codes go to
+and ../vqvae of the workdir; `--config.vqvae=` without a value leaves the VQVAE out, and
+`--config.dc_ae=../dc_ae --config.dc_ae_size=512` adds latents for Dif-DTok. The codes go to
 WORKDIR/data. On a pod, start it on every worker.
 """
 
@@ -20,6 +21,8 @@ def get_config(variant="folder:pictures"):
       ta_tok="../ta_tok",
       vqvae="../vqvae",
       vqvae_size=0,  # as the VQVAE was trained
+      dc_ae="",  # for Dif-DTok
+      dc_ae_size=0,
       seed=0,
       batch=64,
       shard=8192,

@@ -1,4 +1,4 @@
-"""Checkpoints: save, restore, read what another run left, and fill a model from it.
+"""Checkpoints: what another run left, and a model filled from it; `saving` writes them.
 
 A run directory holds config.json, checkpoints/<step>/{params, opt, meta} and frozen/. Orbax
 writes in the background and renames a finished step into place, so a directory whose name is a
@@ -15,14 +15,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from tarjax.config import UserError
 from tarjax.convert.rules import flatten, unflatten
 
 Tree = dict[str, Any]
 
-logging.set_verbosity(logging.ERROR)  # Orbax warns of layouts that are as we want them
+logging.set_verbosity(logging.FATAL)  # Orbax warns of what we want, and logs what it also raises
 
 
 def abstract(tree, shardings):
@@ -30,45 +29,6 @@ def abstract(tree, shardings):
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
   )
-
-
-class Saver:
-  """The checkpoints of one run. Saves run in the background; `close` waits for the last."""
-
-  def __init__(self, workdir: Path, keep: int):
-    options = ocp.CheckpointManagerOptions(
-      preservation_policy=preservation_policy.LatestN(keep),
-      cleanup_tmp_directories=True,
-      enable_async_checkpointing=True,
-    )
-    self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
-
-  def latest(self) -> int | None:
-    """The last complete step."""
-    return self.manager.latest_step()
-
-  def save(self, step: int, state, meta: dict) -> None:
-    """Copies `state` (step, params, opt) off the devices and writes it in the background."""
-    items = ocp.args.Composite(
-      params=ocp.args.StandardSave(state.params),
-      opt=ocp.args.StandardSave(state.opt),
-      meta=ocp.args.JsonSave(meta),
-    )
-    self.manager.save(step, args=items, force=True)
-
-  def restore(self, step: int, params, opt) -> tuple[Any, Any, dict]:
-    """Abstract params and opt with shardings -> (params, opt, meta), on any mesh."""
-    items = ocp.args.Composite(
-      params=ocp.args.StandardRestore(params),
-      opt=ocp.args.StandardRestore(opt),
-      meta=ocp.args.JsonRestore(),
-    )
-    found = self.manager.restore(step, args=items)
-    return found["params"], found["opt"], found["meta"]
-
-  def close(self) -> None:
-    self.manager.wait_until_finished()
-    self.manager.close()
 
 
 def save_frozen(workdir: Path, frozen) -> None:

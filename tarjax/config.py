@@ -26,15 +26,28 @@ REQUIRED = {
     "task", "seed", "steps", "batch", "model", "init", "frozen", "dont_load", "optim", "data",
     "mesh", "log_every", "save_every", "eval_every", "keep",
 }
-OPTIONAL = {"eval_batches": 4}
+OPTIONAL = {
+    "eval_batches": 4,
+    "compiler": {},  # options by chip, see configs/base.py
+    "accumulate": 1,  # parts that a batch is taken in
+    "keep_every": 0,  # also keep each save whose step is a multiple of this
+    "nonfinite_limit": 10,  # skipped steps in a row that are too many,
+    "nonfinite_then": "stop",  # or "rewind" to the last save and pass over their data
+    "hang_seconds": 1800.0,  # without a step, after which a process ends; 0: never
+    "profile_steps": "",  # "a:b": a trace of steps a+1 to b for xprof
+    "wandb": "",  # project
+}
 OPTIM = {
     "name", "lr", "b1", "b2", "eps", "weight_decay", "warmup", "schedule", "final", "clip",
 }
 MORE_OPTIM = {"came": {"b3"}}  # keys of one optimizer
+OPTIONAL_OPTIM = {"restart_codes", "ema"}
 # Keys that may change between two starts of one run, because no weight depends on them.
 FREE = {
-    "mesh", "log_every", "save_every", "eval_every", "eval_batches", "keep", "data/max_damaged",
-    "data/workers", "data/threads", "data/prefetch",
+    "mesh", "compiler", "accumulate", "log_every", "save_every", "eval_every", "eval_batches",
+    "keep", "keep_every", "nonfinite_limit", "nonfinite_then", "hang_seconds", "profile_steps",
+    "wandb",
+    "data/max_damaged", "data/workers", "data/threads", "data/prefetch",
 }
 # fmt: on
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -54,38 +67,42 @@ def told(*more: type[Exception]):
 
 
 def parse(
-  argv: list[str], keys: set[str] | None = None, optional: dict[str, Any] | None = None
+  argv: list[str], keys: set[str] | None = None, optional: dict[str, Any] = OPTIONAL
 ) -> tuple[Any, Path]:
   """["--config=FILE[:variant]", "--workdir=DIR", "--config.key=value", ...] -> config, workdir.
 
-  Without `keys` it is a training run's config; with them, one of exactly these top-level keys, and
-  of the optional ones, which have the given values where they are missing.
+  Without `keys` it is a training run's config; with them, one of exactly these top-level keys.
+  `optional` ones have the given values where they are missing.
 
   Raises:
     UserError: a missing or broken file, an unknown key (with the nearest real one), a bad value.
   """
-  base, _ = _parse([a for a in argv if not re.match(r"--?(no)?config\.", a)])
-  names = ConfigDict(flatten(base.to_dict(), inner=True), allow_dotted_keys=True)
-  for arg in argv:
-    if found := re.match(r"--?(?:no)?config\.([^=\[]+)", arg):
-      if found[1].replace(".", "/") not in names:
-        key = nearest(found[1], [n.replace("/", ".") for n in names])
-        raise UserError(f"config has no key {found[1]!r}; the nearest one is {key!r}")
-  config, workdir = _parse(argv)
+  changes = [a for a in argv if re.match(r"--?(no)?config\.", a)]
+  config, workdir = _parse([a for a in argv if a not in changes])
   if keys is None:
     check(config)
   else:
-    optional = optional or {}
     check_keys("", config, keys, keys | optional.keys())
-    with config.unlocked():
-      config.update({k: v for k, v in optional.items() if k not in config})
+  with config.unlocked():
+    config.update({k: v for k, v in optional.items() if k not in config})
+  names = ConfigDict(flatten(config.to_dict(), inner=True), allow_dotted_keys=True)
+  for arg in changes:
+    name = re.split(r"config\.|=|\[", arg)[1]
+    if name.replace(".", "/") not in names:
+      key = nearest(name, [n.replace("/", ".") for n in names])
+      raise UserError(f"config has no key {name!r}; the nearest one is {key!r}")
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *changes])
+  _read_flags(values, changes)
+  if keys is None:
+    check(config)
   return config, workdir
 
 
 def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
-  values, argv = flags.FlagValues(), ["train", *argv]
+  values = flags.FlagValues()
   config_flags.DEFINE_config_file(
-    "config", None, "FILE[:variant]", flag_values=values, sys_argv=argv
+    "config", None, "FILE[:variant]", flag_values=values, sys_argv=["", *argv]
   )
   flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
   for i, arg in enumerate(argv):
@@ -93,17 +110,21 @@ def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
       file = (found[1] or "".join(argv[i + 1 : i + 2])).split(":")[0]
       if not Path(file).is_file():
         raise UserError(f"config file {file!r} does not exist")
+  _read_flags(values, argv)
+  if values["config"].value is None or not values["workdir"].value:
+    raise UserError("give --config=FILE[:variant] and --workdir=DIR")
+  return values["config"].value, Path(values["workdir"].value).absolute()
+
+
+def _read_flags(values: flags.FlagValues, argv: list[str]) -> None:
   try:
-    rest = values(argv)[1:]
+    rest = values(["", *argv])[1:]
   except flags.Error as e:
     raise UserError(str(e).strip().splitlines()[-1]) from e
   except Exception as e:  # whatever a config file may raise
     raise UserError(f"the config file fails: {type(e).__name__}: {e}") from e
   if rest:
     raise UserError(f"unexpected argument {rest[0]!r}; options look like --config.key=value")
-  if values["config"].value is None or not values["workdir"].value:
-    raise UserError("give --config=FILE[:variant] and --workdir=DIR")
-  return values["config"].value, Path(values["workdir"].value).absolute()
 
 
 def nearest(name: str, names) -> str:
@@ -119,10 +140,10 @@ def nearest(name: str, names) -> str:
 
 
 def check(config: ConfigDict) -> None:
-  """Fills optional keys in.
+  """Looks at all keys and at the values that every run has.
 
   Raises:
-    UserError: an unknown task, a missing key, or a key that nothing reads.
+    UserError: an unknown task, a missing key, a key that nothing reads, or a bad value.
   """
   tree: dict[str, Any] = config.to_dict()
   task = tree.get("task")
@@ -131,17 +152,31 @@ def check(config: ConfigDict) -> None:
   optim = OPTIM | MORE_OPTIM.get(tree.get("optim", {}).get("name"), set())
   groups = (
     ("", tree, REQUIRED, REQUIRED | set(OPTIONAL) | TASK_KEYS[task]),
-    ("optim.", tree.get("optim", {}), optim, optim | {"restart_codes"}),
+    ("optim.", tree.get("optim", {}), optim, optim | OPTIONAL_OPTIM),
   )
   for group in groups:
     check_keys(*group)
-  for key in ("steps", "batch", "log_every", "save_every", "keep"):
-    if tree[key] < 1:
+  for key in ("steps", "batch", "accumulate", "log_every", "save_every", "keep", "nonfinite_limit"):
+    if tree.get(key, 1) < 1:
       raise UserError(f"config.{key}={tree[key]} must be at least 1")
   if not 0 <= tree["seed"] < 2**32:
     raise UserError(f"config.seed={tree['seed']} must be between 0 and 2**32 - 1")
-  with config.unlocked():
-    config.update(OPTIONAL | {key: config[key] for key in OPTIONAL if key in config})
+  then = tree.get("nonfinite_then", "stop")
+  if then not in ("stop", "rewind"):
+    raise UserError(f"config.nonfinite_then={then!r} is neither 'stop' nor 'rewind'")
+  steps_of(tree.get("profile_steps", ""))
+
+
+def steps_of(text: str) -> tuple[int, int] | None:
+  """config.profile_steps, "a:b" -> (a, b); "" -> None.
+
+  Raises:
+    UserError: anything else.
+  """
+  found = re.fullmatch(r"(\d+):(\d+)", text)
+  if text and not (found and int(found[1]) < int(found[2])):
+    raise UserError(f"config.profile_steps={text!r} is not of the form a:b with a < b")
+  return (int(found[1]), int(found[2])) if found else None
 
 
 def check_keys(prefix: str, group, required: set[str], known: set[str]) -> None:

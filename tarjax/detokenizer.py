@@ -36,11 +36,13 @@ class DifDetokenizer:
     if channels != latent:
       raise ValueError(f"Dif-DTok draws {channels} channels, the DC-AE has {latent}")
     self.side, self.shift = config.dc_ae_size, config.shift
+    self.sampler = config.get("sampler", "dpm")  # an import has that of its scheduler
+    self.guided = (run / "frozen").is_dir()  # an import of SANA alone has no null condition
     rest = checkpoint.load(f"{run}:sana", frozen=True) if config.trained != "all" else {}
     trees = {
       "sana": join(checkpoint.load(str(run)), rest),
       "dc_ae": checkpoint.load(str(dc_ae_run)),
-      "null": checkpoint.load(f"{run}:null", frozen=True),
+      "null": checkpoint.load(f"{run}:null", frozen=True) if self.guided else None,
     }
     self.trees = jax.device_put(trees)
     self._draw = jax.jit(self._pictures, static_argnums=(4,))
@@ -53,17 +55,20 @@ class DifDetokenizer:
     cond: jax.Array,
     seeds: Sequence[int] | np.ndarray | jax.Array,
     *,
-    sampler: str = "dpm",
+    sampler: str | None = None,
     steps: int = 20,
     guidance_scale: float = 1.0,
   ) -> np.ndarray:
     """TA-Tok's features float32[b n w] -> pictures uint8[b y x 3]; a seed is a picture's noise.
 
     Raises:
-      ValueError: an unknown sampler.
+      ValueError: an unknown sampler, or guidance without a null condition.
     """
+    sampler = sampler or self.sampler
     if sampler not in PLANS:
       raise ValueError(f"sampler {sampler!r} is none of {list(PLANS)}")
+    if guidance_scale > 1 and not self.guided:
+      raise ValueError(f"guidance_scale={guidance_scale} needs a null condition; the run has none")
     plan = PLANS[sampler](steps, self.shift)
     keys = jnp.asarray(np.asarray(seeds, np.uint32))
     drawn = self._draw(self.trees, plan, cond, keys, float(guidance_scale))
@@ -73,7 +78,10 @@ class DifDetokenizer:
     grid = self.side // self.dc_ae.config.factor
     shape = (grid, grid, self.model.config.channels)
     noise = jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
-    null = jnp.broadcast_to(trees["null"][: cond.shape[1]], cond.shape)
+    null = trees["null"]
+    if null is not None:
+      null = null[: cond.shape[1]].astype(cond.dtype)
+      null = jnp.broadcast_to(null, (len(cond), *null.shape))
 
     def velocity(x, time, cond, mask):
       time = time * self.model.config.time_scale

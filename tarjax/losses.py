@@ -1,12 +1,16 @@
 """Losses: pure functions on arrays, float32 inside whatever the inputs are."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 Array = jax.Array
 IGNORED = -100  # a label that counts for nothing
+UNUSED = -1e30  # the logit of a table's padding row
 
 
 def mse(pred: Array, target: Array) -> Array:
@@ -79,45 +83,124 @@ def masked_cross_entropy(
 
 
 def chunked_cross_entropy(
-  head: Callable[[Array], Array],
   hidden: Array,
+  table: Array,
   labels: Array,
   chunk: int,
+  used: int | None = None,
   masks: Mapping[str, Array] | None = None,
 ) -> tuple[Array, Array, dict[str, tuple[Array, Array]]]:
-  """Cross entropy that never holds float32[b l v]: the head runs on `chunk` positions at a time.
+  """Cross entropy of `hidden @ table.T` that never holds float32[b l v].
 
-  The backward pass computes each chunk's logits again.
+  Under a mesh every device takes its own batch rows and, over the axis `model`, its own words. The
+  gradient is computed in the pass that computes the loss, so no logits are computed twice, and the
+  table's is summed in float32 and reduced over the devices once.
 
   Args:
-    head: float[b chunk d] -> float[b chunk v], a pure function (it may close over its weights).
-    hidden: float[b l d], aligned with the labels (shift them before).
+    hidden: float[b l d], aligned with the labels (shift them before); products have its dtype.
+    table: float32[v d], split along v only.
     labels: int32[b l]; a negative one (-100) is not counted.
-    chunk: positions per step; the length is padded to a multiple.
-    masks: name -> bool[b l]; each gives a sum and a count of its own, for example image words.
+    chunk: positions whose logits exist at a time; the length is padded to a multiple.
+    used: rows of the table that are words; the others are left out.
+    masks: name -> bool[b l]; each gives a sum and a count of its own, for example image words. No
+      gradient flows through these.
 
   Returns:
     sum float32[], count float32[], and {name: (sum, count)} for every mask.
   """
   masks = masks or {}
-  b, l = labels.shape
-  pad = -l % chunk
+  counted = jnp.stack([labels >= 0, *((labels >= 0) & m for m in masks.values())], -1)  # [b l m]
+  used = len(table) if used is None else used
+  both: Any = _summed_losses(chunk, used, hidden, table, labels, counted)
+  total, sums = both
+  counts = counted.astype(jnp.float32).sum((0, 1))
+  return total, counts[0], {name: (sums[i], counts[i]) for i, name in enumerate(masks, 1)}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _summed_losses(chunk, used, hidden, table, labels, counted):
+  """Sum of token losses float32[], and its parts under `counted`, float32[m]."""
+  sums, _ = _over_devices(chunk, used, False, hidden, table, labels, counted)
+  return sums[0], sums
+
+
+def _losses_and_gradients(chunk, used, hidden, table, labels, counted):
+  sums, grads = _over_devices(chunk, used, True, hidden, table, labels, counted)
+  return (sums[0], sums), grads
+
+
+def _scaled_gradients(chunk, used, grads, cotangents):
+  dx, dw = grads
+  return (dx * cotangents[0]).astype(dx.dtype), dw * cotangents[0], None, None
+
+
+_summed_losses.defvjp(_losses_and_gradients, _scaled_gradients)
+
+
+def _over_devices(chunk, used, gradients, *arrays):
+  """`_in_chunks` on every device's part of the batch and of the words, or here without a mesh."""
+  run = functools.partial(_in_chunks, chunk, used, gradients)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return run(None, *arrays)
+  rows, words = PartitionSpec(("data", "fsdp")), PartitionSpec(("model", "fsdp"))
+  out = (PartitionSpec(), (rows, words) if gradients else ())
+  places = (rows, words, rows, rows)
+  return jax.shard_map(
+    functools.partial(run, mesh.shape), in_specs=places, out_specs=out, check_vma=False
+  )(*arrays)
+
+
+def _in_chunks(chunk, used, gradients, mesh, hidden, table, labels, counted):
+  """One device's share: sums float32[m] over all devices, and the gradients of sums[0].
+
+  Args:
+    chunk, used: as in `chunked_cross_entropy`.
+    gradients: whether to compute them, else ().
+    mesh: axis sizes, or None without a mesh.
+    hidden, table, labels, counted: the local parts; the table's along `model` and `fsdp`.
+  """
+  (b, l, d), dtype, first = hidden.shape, hidden.dtype, 0
+  weights = table.astype(dtype)  # cast before it travels
+  if mesh:
+    weights = jax.lax.all_gather(weights, "fsdp", tiled=True)
+    first = jax.lax.axis_index("model") * len(weights)  # of this device's words
+
+  def over_words(x, reduce):
+    return reduce(x, "model") if mesh and mesh["model"] > 1 else x
 
   def split(x, fill):  # [b l ...] -> [l/chunk b chunk ...]
-    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
+    x = jnp.pad(x, ((0, 0), (0, -l % chunk)) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
     return x.reshape(b, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-  # The count of labels needs no logits; each row of `parts` is one of the sums that are asked for.
-  parts = jnp.stack([labels >= 0, *((labels >= 0) & m for m in masks.values())], -1)  # [b l m]
-
-  def step(total, xs):
+  def step(carry, xs):
+    sums, dw = carry
     x, label, part = xs
-    losses = token_losses(head(x), label)  # [b chunk]
-    return total + (losses[..., None] * part).sum((0, 1)), None
+    logits = jnp.einsum("bld,vd->blv", x, weights, preferred_element_type=jnp.float32)
+    word = first + jax.lax.broadcasted_iota(jnp.int32, (1, 1, len(weights)), 2)
+    logits = jnp.where(word < used, logits, UNUSED)
+    top = over_words(logits.max(-1, keepdims=True), jax.lax.pmax)
+    norm = over_words(jnp.exp(logits - top).sum(-1, keepdims=True), jax.lax.psum)
+    hit = word == label[..., None]
+    picked = over_words(jnp.where(hit, logits, 0).sum(-1), jax.lax.psum)  # [b chunk]
+    losses = jnp.where(label >= 0, (jnp.log(norm) + top)[..., 0] - picked, 0)
+    sums += (losses[..., None] * part).sum((0, 1))
+    if not gradients:
+      return (sums, dw), None
+    kept = (label >= 0)[..., None]
+    dlogits = jnp.where(kept, jnp.exp(logits - top) / norm - hit, 0).astype(dtype)
+    dw += jnp.einsum("blv,bld->vd", dlogits, x, preferred_element_type=jnp.float32)
+    dx = jnp.einsum("blv,vd->bld", dlogits, weights, preferred_element_type=jnp.float32)
+    return (sums, dw), over_words(dx, jax.lax.psum).astype(dtype)
 
-  xs = (split(hidden, 0), split(labels, IGNORED), split(parts, False))
-  zero = jnp.zeros(parts.shape[-1], jnp.float32)
-  sums, _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), zero, xs)
-  counts = parts.astype(jnp.float32).sum((0, 1))
-  named = {name: (sums[i], counts[i]) for i, name in enumerate(masks, 1)}
-  return sums[0], counts[0], named
+  dw = jnp.zeros(weights.shape, jnp.float32) if gradients else None
+  start = (jnp.zeros(counted.shape[-1], jnp.float32), dw)
+  xs = (split(hidden, 0), split(labels, IGNORED), split(counted, False))
+  (sums, dw), dx = jax.lax.scan(step, start, xs)
+  if mesh:
+    sums = jax.lax.psum(sums, ("data", "fsdp"))
+  if not gradients:
+    return sums, ()
+  if mesh:
+    dw = jax.lax.psum(jax.lax.psum_scatter(dw, "fsdp", tiled=True), "data")
+  return sums, (dx.swapaxes(0, 1).reshape(b, -1, d)[:, :l], dw)

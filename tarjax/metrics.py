@@ -1,19 +1,16 @@
-"""What a run says about itself: JSONL and TensorBoard scalars, one progress line, timing.
-
-metrics.jsonl has one line per logged step, also after a run was killed and resumed: lines past
-the restored step are cut off when it starts again.
-"""
+"""What is measured of a run: means over steps, rates, code usage, and where its time went."""
 
 import collections
-import concurrent.futures
+import contextlib
 import json
 import resource
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from tarjax.config import write_json
 
@@ -51,122 +48,123 @@ class Meter:
 
   def __init__(self, batch: int, codes: int | None):
     self.batch, self.usage = batch, CodeUsage(codes)
-    self.steps: list[dict] = []
-    self.compile_seconds = self.wait_seconds = 0.0
-    self.since = time.perf_counter()
+    self.restart()
 
-  def add(self, metrics: dict, *, waited: float, compiled: float) -> None:
+  def add(self, metrics: dict, *, waited: float, compiled: float, tokens: int = 0) -> None:
     """Device scalars of one step, seconds waited for its batch, seconds spent compiling."""
     self.steps.append(metrics)
+    self.tokens += tokens
     self.wait_seconds += waited
     self.compile_seconds += compiled
 
+  def blocked(self, seconds: float) -> None:
+    """Seconds for which the host waited for the devices."""
+    self.blocked_seconds += seconds
+
   def restart(self) -> None:
-    """Leaves the time since the last read, which was not training, out of the rate."""
+    """Forgets the steps and the time since the last read."""
+    self.steps: list[dict] = []
+    self.compile_seconds = self.wait_seconds = self.blocked_seconds = 0.0
+    self.tokens = 0
     self.since = time.perf_counter()
 
   def read(self) -> dict[str, float]:
-    """Means over the steps since the last read, rates and code usage; waits for the last step."""
+    """Means over the steps since the last read, rates and code usage; waits for the last step.
+
+    Skipped steps are in no mean, unless all are. With several processes: the spread of their times
+    for a step, of what they did on their own in it, and which of them had the most to do.
+    """
+    waiting = time.perf_counter()
     steps = jax.device_get(self.steps)
-    elapsed = max(time.perf_counter() - self.since - self.compile_seconds, 1e-9)
+    now = time.perf_counter()
+    elapsed = max(now - self.since - self.compile_seconds, 1e-9)
+    own = max(elapsed - self.blocked_seconds - (now - waiting), 0.0)
     for step in steps:
       if "codes" in step:
         self.usage.add(step.pop("codes"))
-    values = {name: float(np.mean([s[name] for s in steps])) for name in steps[-1]}
+    good = [s for s in steps if not s["skipped"]] or steps
+    values = {name: float(np.mean([s[name] for s in good])) for name in steps[-1]}
     values["lr"] = float(steps[-1]["lr"])
+    values["skipped"] = float(sum(s["skipped"] for s in steps))
     values |= self.usage.values()
     values["steps_per_second"] = len(steps) / elapsed
     values["samples_per_second"] = len(steps) * self.batch / elapsed
+    if self.tokens:
+      values["tokens_per_second"] = self.tokens / elapsed
     values["data_wait"] = self.wait_seconds / elapsed
     values["compile_seconds"] = self.compile_seconds
-    self.steps, self.compile_seconds, self.wait_seconds = [], 0.0, 0.0
+    values |= _spread(elapsed / len(steps), own / len(steps))
     self.restart()
     return values
 
 
-class Writer:
-  """metrics.jsonl and TensorBoard files of a workdir, continued after step `start`."""
-
-  def __init__(self, workdir: Path, start: int):
-    path = workdir / "metrics.jsonl"
-    kept = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-      try:
-        kept += [line] if json.loads(line)["step"] <= start else []
-      except (ValueError, KeyError):  # the line that a kill cut short
-        continue
-    new = path.with_suffix(".new")
-    new.write_text("".join(line + "\n" for line in kept))
-    new.replace(path)
-    self.file = open(path, "a")  # noqa: SIM115
-    self.pool = concurrent.futures.ThreadPoolExecutor(1)  # TensorBoard never delays a step
-    self.board = self.pool.submit(_open_board, workdir, start)
-
-  def write(self, step: int, values: dict[str, float]) -> None:
-    """One line per step; a value that is not finite is written as null."""
-    line = {k: v if np.isfinite(v) else None for k, v in values.items()}
-    self.file.write(json.dumps({"step": step} | line) + "\n")
-    self.file.flush()
-    self.pool.submit(_write_board, self.board, step, values)
-
-  def close(self) -> None:
-    self.file.close()
-    self.pool.submit(lambda: self.board.result().close())
-    self.pool.shutdown()
-
-
-def _open_board(workdir: Path, start: int):
-  from tensorboardX import SummaryWriter  # slow to import: done here, while the step compiles
-
-  return SummaryWriter(str(workdir), purge_step=start + 1)
-
-
-def _write_board(board, step: int, values: dict[str, float]) -> None:
-  for name, value in values.items():
-    board.result().add_scalar(name, value, step)
-
-
-class Progress:
-  """One line: rewritten in place on a terminal, a new one per log step elsewhere."""
-
-  def __init__(self, name: str, steps: int, stream=None):
-    self.name, self.steps = name, steps
-    self.stream = stream or sys.stdout
-    self.tty = self.stream.isatty()
-
-  def show(self, step: int, values: dict[str, float]) -> None:
-    left = (self.steps - step) / values["steps_per_second"]
-    val = f"  val {values['val/loss']:.4g}" if "val/loss" in values else ""
-    text = (
-      f"{self.name} {step}/{self.steps}  loss {values['loss']:.4g}{val}  "
-      f"{values['steps_per_second']:.2f} steps/s  {values['samples_per_second']:.0f} samples/s  "
-      f"data wait {values['data_wait']:.0%}  ETA {int(left) // 60}:{int(left) % 60:02d}"
-    )
-    self.stream.write(f"\r\x1b[2K{text}" if self.tty else text + "\n")
-    self.stream.flush()
-
-  def say(self, text: str) -> None:
-    """A line of its own."""
-    self.stream.write(("\r\x1b[2K" if self.tty else "") + text + "\n")
-    self.stream.flush()
+def _spread(step: float, own: float) -> dict[str, float]:
+  """Seconds for a step, and for what the host did in it -> their range over the processes."""
+  if jax.process_count() == 1:
+    return {}
+  all_of = multihost_utils.process_allgather(np.array([step, own], np.float32))  # [process 2]
+  low, high = all_of.min(0), all_of.max(0)
+  return {
+    "step_seconds_min": float(low[0]),
+    "step_seconds_max": float(high[0]),
+    "host_seconds_min": float(low[1]),
+    "host_seconds_max": float(high[1]),
+    "slowest_host": float(all_of[:, 1].argmax()),
+  }
 
 
 class Clock:
-  """Seconds and peak memory of a run, added up over its restarts in timing.json."""
+  """What the time of a run went into, and peak memory, added up over its restarts in timing.json.
+
+  "step" is the loop but for what is timed apart in it; "idle" is all the rest: start, restore, end.
+  """
+
+  PARTS = ("step", "compile", "data", "save", "eval", "idle")
 
   def __init__(self, workdir: Path, began: float):
     self.path, self.began = workdir / "timing.json", began
-    self.before = {"seconds": 0.0, "peak_gb": 0.0}
+    self.spent: dict[str, float] = dict.fromkeys(self.PARTS, 0.0)
+    self.loop: float | None = None
+    self.before: dict[str, Any] = {"seconds": 0.0, "peak_gb": 0.0}
     if self.path.is_file():
       self.before |= json.loads(self.path.read_text())
 
+  def start(self) -> None:
+    """The loop begins."""
+    self.loop = time.time()
+
+  def add(self, part: str, seconds: float) -> None:
+    self.spent[part] += seconds
+
+  @contextlib.contextmanager
+  def during(self, part: str):
+    began = time.perf_counter()
+    yield
+    self.add(part, time.perf_counter() - began)
+
   def read(self, step: int) -> dict:
-    """{"seconds", "steps", "peak_gb"} so far; also written to timing.json."""
+    """{"seconds", "steps", "peak_gb", "spent"} so far; also written to timing.json."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in kB
+    here, parts = time.time() - self.began, dict(self.spent)
+    if self.loop is not None:
+      parts["idle"] = self.loop - self.began
+      parts["step"] = max(here - sum(parts.values()), 0.0)
+    else:
+      parts["idle"] = here
+    old = self.before.get("spent", {})
     now = {
-      "seconds": round(self.before["seconds"] + time.time() - self.began, 2),
+      "seconds": round(self.before["seconds"] + here, 2),
       "steps": step,
       "peak_gb": round(max(self.before["peak_gb"], peak), 3),
+      "spent": {name: round(old.get(name, 0.0) + x, 2) for name, x in parts.items()},
     }
-    write_json(self.path, now)
+    if jax.process_index() == 0:
+      with contextlib.suppress(OSError):  # a full disk
+        write_json(self.path, now)
     return now
+
+
+def goodput(timing: dict) -> str:
+  """ "step 81%, compile 12%, data 2%, ..." of a `Clock.read`."""
+  total = max(sum(timing["spent"].values()), 1e-9)
+  return ", ".join(f"{name} {x / total:.0%}" for name, x in timing["spent"].items())

@@ -56,10 +56,11 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
   """`config.optim` -> optax chain; gradients are clipped to global norm `clip` when it is > 0.
 
   With `restart_codes` = e, the number of rows of the parameter "codebook", dead rows are restarted
-  during the first 70% of the steps.
+  during the first 70% of the steps. With `ema`, the state keeps an average of the parameters in
+  which the past weighs so much.
 
   Raises:
-    UserError: an unknown optimizer or schedule.
+    UserError: an unknown optimizer or schedule, or an average that is none.
   """
   schedule = make_schedule(config, steps)
   make: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
@@ -72,8 +73,36 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     raise UserError(f"config.optim.name={config.name!r} is none of ['adamw', 'came']")
   if config.clip:
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
-  codes = config.get("restart_codes", 0)
-  return restart_dead_codes(optimizer, codes, int(RESTARTS * steps)) if codes else optimizer
+  if codes := config.get("restart_codes", 0):
+    optimizer = restart_dead_codes(optimizer, codes, int(RESTARTS * steps))
+  if ema := config.get("ema", 0.0):
+    if not 0 < ema < 1:
+      raise UserError(f"config.optim.ema={ema} must be between 0 and 1")
+    optimizer = optax.chain(optimizer, keep_average(ema))
+  return optimizer
+
+
+class Average(NamedTuple):
+  params: Any
+
+
+def keep_average(decay: float) -> optax.GradientTransformation:
+  """Changes no update; its state is a moving average of the parameters after them."""
+
+  def init(params):
+    return Average(jax.tree.map(jnp.copy, params))
+
+  def update(updates, state, params: Any = None):
+    new = optax.apply_updates(params, updates)
+    return updates, Average(jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.params, new))
+
+  return optax.GradientTransformation(init, update)
+
+
+def averaged(opt, params):
+  """The average of the parameters that an optimizer's state holds, or `params` if it holds none."""
+  parts = jax.tree.leaves(opt, is_leaf=lambda x: isinstance(x, Average))
+  return next((part.params for part in parts if isinstance(part, Average)), params)
 
 
 class RestartState(NamedTuple):

@@ -5,12 +5,15 @@ has one meaning. "jit with shardings" is all the parallelism there is: XLA inser
 collectives.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from flax.linen import spmd
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # fmt: off
@@ -24,8 +27,8 @@ RULES = (
     ("image",     None),
     ("channels",  None),
     ("layers",    None),              # parameters
-    ("vocab",     ("fsdp", "model")),
-    ("codebook",  None),
+    ("vocab",     ("model", "fsdp")),  # so that each part of `model` is a range of words
+    ("codebook",  ("model", "fsdp")),
     ("embed",     "fsdp"),
     ("mlp",       "model"),
     ("heads",     "model"),
@@ -41,28 +44,66 @@ RULES = (
 AXES = ("data", "fsdp", "model")
 
 
-def make_mesh(sizes: dict[str, int]) -> Mesh:
-  """{"data": -1, "fsdp": 1, "model": 1} -> Mesh; one -1 takes the devices that are left.
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+  """{"slices": -1, "data": -1, "fsdp": 16, "model": 1} -> Mesh.
 
-  Axes are Auto: with Explicit ones, Linen's constraints raise.
+  `data`, `fsdp` and `model` are sizes within a slice, and one -1 takes the devices that are left.
+  Slices, which are connected by the slower network of the data centre, are the outer part of the
+  mesh's axis `data`: only the sum of the gradients crosses it. -1 slices are as many as there are,
+  1 overlooks them. Axes are Auto: with Explicit ones, Linen's constraints raise.
+
+  Args:
+    sizes: by name; an axis that is left out has size 1, `slices` is -1 then.
+    devices: those of the mesh; None is all.
 
   Raises:
-    ValueError: an unknown axis, or sizes whose product is not the number of devices.
+    ValueError: an unknown axis, sizes whose product is not the number of devices, or a data axis
+      that the slices do not divide.
   """
-  unknown = sorted(set(sizes) - set(AXES))
+  unknown = sorted(set(sizes) - {"slices", *AXES})
   if unknown:
-    raise ValueError(f"config.mesh has unknown axes {unknown}; the axes are {list(AXES)}")
-  count = jax.device_count()
-  full = {axis: int(sizes.get(axis, 1)) for axis in AXES}
-  fixed = 1
-  for size in full.values():
-    fixed *= size if size != -1 else 1
+    raise ValueError(f"config.mesh has unknown axes {unknown}; the axes are {['slices', *AXES]}")
+  devices = jax.devices() if devices is None else list(devices)
+  there = len({slice_of(device) for device in devices})
+  slices, full = int(sizes.get("slices", -1)), {axis: int(sizes.get(axis, 1)) for axis in AXES}
+  slices = there if slices == -1 else slices
+  said = f"config.mesh={dict(sizes)} does not fit {len(devices)} devices in {there} slices"
   free = [axis for axis, size in full.items() if size == -1]
-  if len(free) > 1 or (free and count % fixed) or (not free and fixed != count):
-    raise ValueError(f"config.mesh={full} does not fit {count} devices")
+  given = [size for size in full.values() if size != -1]
+  if min(slices, *given, 1) < 1 or (there > 1 and slices not in (1, there)) or len(free) > 1:
+    raise ValueError(said)
+  count, fixed = len(devices) / slices, math.prod(given)
+  if count % fixed or (not free and fixed != count):
+    raise ValueError(said)
   if free:
-    full[free[0]] = count // fixed
-  return jax.make_mesh(tuple(full.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    full[free[0]] = int(count) // fixed
+  shape = tuple(full.values())
+  if slices == 1:
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  elif there == slices:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      shape, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
+  else:  # devices that know of no slices, such as those of a CPU: consecutive ones are one
+    grid = np.reshape(np.asarray(devices), (slices * shape[0], *shape[1:]))
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slice_of(device) -> int:
+  """Number of the slice that a device belongs to, 0 where there are none."""
+  try:
+    return int(device.slice_index)
+  except (AttributeError, RuntimeError):  # a planned single slice raises
+    return 0
+
+
+def platform() -> str:
+  """What the code that is being traced will run on: "cpu", "gpu" or "tpu".
+
+  That is the mesh's, which need not be this machine's: plan compiles for chips that are not here.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def named(init, *axes: str | None) -> Callable[..., Any]:
@@ -79,21 +120,23 @@ def tree_shardings(abstract, mesh: Mesh, rules=RULES):
   """Boxed abstract tree -> matching (unboxed) tree of NamedSharding.
 
   Raises:
-    ValueError: a dimension that its mesh axes do not divide, with the parameter's name.
+    ValueError: a dimension that its mesh axes do not divide, with its name and the parameter's.
   """
-  shardings = spmd.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, rules)
+  logical = nn.get_partition_spec(abstract)
+  shardings = spmd.logical_to_mesh_sharding(logical, mesh, rules)
 
-  def check(path, leaf, sharding):
-    try:
-      sharding.shard_shape(leaf.shape)
-    except ValueError as e:
-      name = jax.tree_util.keystr(path, simple=True, separator="/")
-      raise ValueError(
-        f"{name} {leaf.shape} does not divide over {sharding.spec} on {mesh.shape}"
-      ) from e
+  def check(path, leaf, names, sharding):
+    for size, name, axes in zip(leaf.shape, names, sharding.spec, strict=False):
+      axes = (axes,) if isinstance(axes, str) else axes or ()
+      if size % math.prod(mesh.shape[axis] for axis in axes):
+        parameter = jax.tree_util.keystr(path, simple=True, separator="/")
+        over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+        raise ValueError(
+          f"{name}={size} of {parameter} {leaf.shape} does not divide over config.mesh's {over}"
+        )
     return sharding
 
-  return jax.tree_util.tree_map_with_path(check, nn.meta.unbox(abstract), shardings)
+  return jax.tree_util.tree_map_with_path(check, nn.meta.unbox(abstract), logical, shardings)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from tarjax import checkpoint
 from tarjax.config import UserError
 from tarjax.convert.rules import flatten
 from tarjax.optim import opt_shardings
-from tarjax.sharding import batch_sharding, replicated, tree_shardings
+from tarjax.sharding import batch_sharding, replicated, shard, tree_shardings
 
 
 class TrainState(NamedTuple):
@@ -65,16 +67,17 @@ def put_step(step: int, mesh) -> jax.Array:
 
 
 def restore(saver, step: int, layout: Layout, meta: dict, workdir: Path, mesh):
-  """The run's own checkpoint -> (state, frozen).
+  """The run's own checkpoint -> (state, frozen, number of the next batch).
 
   Raises:
     UserError: it was saved with another seed or other data than `meta` says.
   """
   params, opt, saved = saver.restore(step, layout.params, layout.opt)
+  batch = saved.pop("next_batch", step)
   if saved != dict(meta, next_step=step):
     raise UserError(f"checkpoint {step} in {workdir} belongs to other data: {saved}, not {meta}")
   frozen = checkpoint.restore_frozen(workdir, layout.frozen)
-  return TrainState(put_step(step, mesh), params, opt), frozen
+  return TrainState(put_step(step, mesh), params, opt), frozen, batch
 
 
 def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh, batch):
@@ -96,7 +99,7 @@ def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh, bat
     return nn.meta.unbox(task.init(one)), nn.meta.unbox(task.init_frozen(two))
 
   random = init(key)
-  host: Any = jax.device_get(random)
+  host: Any = multihost_utils.process_allgather(random, tiled=True)
   load = functools.partial(checkpoint.load, relative_to=workdir)
   params = checkpoint.fill(host[0], config.init.to_dict(), config.dont_load, load)
   specs = config.frozen.to_dict()
@@ -108,7 +111,10 @@ def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh, bat
   check_filled(host[1], frozen, config.dont_load, "frozen/")
 
   def put(new, old, on_device, like):
-    return on_device if new is old else jax.device_put(np.asarray(new, like.dtype), like.sharding)
+    if new is old:
+      return on_device
+    array = np.asarray(new, like.dtype)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda part: array[part])
 
   params, frozen = jax.tree.map(put, (params, frozen), host, random, (layout.params, layout.frozen))
   opt = jax.jit(optimizer.init, out_shardings=shardings.opt)(params)
@@ -151,29 +157,82 @@ def parameter_table(layout: Layout) -> str:
   return "\n".join(lines)
 
 
-def train_step(state: TrainState, frozen, batch, key, *, loss, optimizer, schedule):
-  """One update: pure, it reads its arguments and returns (state, metrics)."""
+def train_step(state: TrainState, frozen, batch, key, *, loss, optimizer, schedule, parts=1):
+  """One update: pure, it reads its arguments and returns (state, metrics).
+
+  With a loss or gradient that is not finite only the step is counted: `metrics["skipped"]`.
+  """
   rng = jax.random.fold_in(key, state.step)
-  grad_fn = jax.value_and_grad(loss, has_aux=True)
-  (value, metrics), grads = grad_fn(state.params, frozen, batch, rng)
+  (value, metrics), grads = gradient(loss, state.params, frozen, batch, rng, parts)
   updates, opt = optimizer.update(grads, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics = dict(metrics, loss=value, grad_norm=optax.tree.norm(grads), lr=schedule(state.step))
-  return TrainState(state.step + 1, params, opt), metrics
+  good = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
+  old, new = (state.params, state.opt), (params, opt)
+  params, opt = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+  return TrainState(state.step + 1, params, opt), dict(metrics, skipped=~good)
+
+
+def gradient(loss, params, frozen, batch, rng, parts: int):
+  """((loss, metrics), gradient) of a batch, which is taken in `parts`, one after the other.
+
+  A part weighs what it counts: a loss that is a mean over labelled tokens says in
+  `metrics["counts"]` how many those are; parts of other batches weigh the same. So the result is
+  that of the whole batch, up to rounding, but for what each part draws at random.
+  """
+  grad_fn = jax.value_and_grad(loss, has_aux=True)
+  if parts == 1:
+    (value, metrics), grads = grad_fn(params, frozen, batch, rng)
+    return (value, without(metrics, "counts")), grads
+
+  def split(x):  # [b ...] -> [parts b/parts ...]; every device keeps the rows that it has
+    x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    return shard(x, None, "batch", *[None] * (x.ndim - 2))
+
+  def add(total, xs):
+    number, part = xs
+    (value, metrics), grads = grad_fn(params, frozen, part, jax.random.fold_in(rng, number))
+    counts = {"loss": jnp.float32(1)} | metrics.get("counts", {})
+    total = jax.tree.map(lambda t, g: t + counts["loss"] * g, total, grads)
+    return total, (dict(without(metrics, "counts"), loss=value), counts)
+
+  def mean(name, x):  # [parts] -> []
+    if x.ndim > 1:  # codes
+      return x.reshape(-1, *x.shape[2:])
+    weight = counts.get(name, jnp.ones(parts))
+    return (x * weight).sum() / jnp.maximum(weight.sum(), 1)
+
+  xs = (jnp.arange(parts), jax.tree.map(split, batch))
+  total, (seen, counts) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), xs)
+  metrics = {name: mean(name, x) for name, x in seen.items()}
+  whole = jnp.maximum(counts["loss"].sum(), 1)
+  return (metrics.pop("loss"), metrics), jax.tree.map(lambda t: t / whole, total)
+
+
+def without(metrics: dict, *names: str) -> dict:
+  return {name: x for name, x in metrics.items() if name not in names}
 
 
 def eval_step(params, frozen, batch, key, index, *, loss):
   """Loss and metrics without an update; `index` is the number of the batch."""
   value, metrics = loss(params, frozen, batch, jax.random.fold_in(key, index))
-  metrics = {name: x for name, x in metrics.items() if name != "codes"}
-  return dict(metrics, loss=value)
+  return dict(without(metrics, "codes", "counts"), loss=value)
 
 
 class Programs:
-  """The compiled steps of a task: one program per value of its static arguments."""
+  """The compiled steps of a task: one program per value of its static arguments.
 
-  def __init__(self, task, optimizer, schedule, layout: Layout, mesh):
-    self.task, self.optimizer, self.schedule = task, optimizer, schedule
+  `options` are the compiler's, see `chips.compiler_options`.
+
+  Raises:
+    UserError: `parts` > 1 for a loss that is no mean over examples.
+  """
+
+  def __init__(self, task, optimizer, schedule, layout: Layout, mesh, parts=1, options=None):
+    if parts > 1 and (why := getattr(task, "couples", "")):
+      raise UserError(f"config.accumulate={parts} would change the loss: {why}")
+    self.options = options or None
+    self.task, self.optimizer, self.schedule, self.parts = task, optimizer, schedule, parts
     self.shardings = jax.tree.map(lambda x: x.sharding, layout)
     self.batch, self.all = batch_sharding(mesh), replicated(mesh)
     self.cache: dict[Any, Any] = {}
@@ -189,11 +248,13 @@ class Programs:
   def _train(self, loss):
     where = self.shardings
     state = TrainState(self.all, where.params, where.opt)
+    make: Any = {"optimizer": self.optimizer, "schedule": self.schedule, "parts": self.parts}
     return jax.jit(
-      functools.partial(train_step, loss=loss, optimizer=self.optimizer, schedule=self.schedule),
+      functools.partial(train_step, loss=loss, **make),
       in_shardings=(state, where.frozen, self.batch, self.all),
       out_shardings=(state, self.all),
       donate_argnums=0,
+      compiler_options=self.options,
     )
 
   def _eval(self, loss):
@@ -202,4 +263,5 @@ class Programs:
       functools.partial(eval_step, loss=loss),
       in_shardings=(where.params, where.frozen, self.batch, self.all, self.all),
       out_shardings=self.all,
+      compiler_options=self.options,
     )

@@ -4,8 +4,10 @@
       [--config.key=value ...]
 
 Run it again after any interruption and it goes on from its last save; a finished run says so.
-Exit codes: 0 done, 1 the loss is not finite, 2 a mistake in the command or config, 128 + n stopped
-by signal n after saving (143 for SIGTERM).
+launch/local.sh starts it on several processes.
+Exit codes: 0 done, 1 it cannot go on (losses that are not finite, a last save that failed), 2 a
+mistake in the command or config, 3 a step hung, 128 + n stopped by signal n after saving (143 for
+SIGTERM; on several processes it is always 143).
 """
 
 import collections
@@ -13,20 +15,19 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
-from tarjax.config import FREE, UserError, claim, finished, parse, plain, told, write_json
+from tarjax import distributed
+from tarjax.config import FREE, UserError, claim, finished, parse, plain, steps_of, told, write_json
+from tarjax.nonfinite import Diverged, NonFinite
+from tarjax.watchdog import Watchdog
 
 IN_FLIGHT = 4  # steps that may be queued on the devices
-
-
-class Diverged(Exception):
-  """The loss or the gradient is not finite."""
 
 
 def main(argv: list[str], began: float) -> int:
@@ -34,33 +35,39 @@ def main(argv: list[str], began: float) -> int:
   if {"--help", "-h"} & set(argv):
     print(__doc__)
     return 0
+  stop: list[int] = []
+  together = False  # the processes of a run end as one
   try:
     config, workdir = parse(argv)
     claim(workdir, config)
     if done := finished(workdir):
       print(f"{workdir} is done: {done['steps']} steps in {done['seconds']:.0f} s")
       return 0
-    stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, lambda n, _: stop.append(n))
-    return train(config, workdir, stop, began)
+    code, together = train(config, workdir, stop, began), True
   except UserError as e:
     print(f"error: {e}", file=sys.stderr)
-    return 2
+    code = 2
   except Diverged as e:
     print(f"stopped: {e}", file=sys.stderr)
-    return 1
+    code, together = 1, True
+  except Exception:
+    traceback.print_exc()
+    code = 1
+  return distributed.leave(code, together)
 
 
 def train(config, workdir: Path, stop: list[int], began: float) -> int:
   """The loop. `stop` is filled by signal handlers; returns the exit code."""
+  distributed.start(stop)
   import jax
   import numpy as np
 
-  from tarjax import checkpoint, metrics, optim, sharding, stamps, tasks
+  from tarjax import chips, metrics, optim, profiling, saving, sharding, stamps, tasks, writers
   from tarjax import state as states
   from tarjax.data import damage
-  from tarjax.data.pipeline import make_batches
+  from tarjax.data.pipeline import make_batches, sample_ids
   from tarjax.evals.loss import Evaluator
 
   with config.unlocked():
@@ -68,15 +75,19 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # restarts skip the compiler
     jax.config.update("jax_compilation_cache_dir", str(workdir.parent / ".jax_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  say = (progress := metrics.Progress(workdir.name, config.steps)).say
+  say = (progress := writers.Progress(workdir.name, config.steps)).say
+  first_process = jax.process_index() == 0
 
   # --- mesh ------------------------------------------------------------------------------------
   with told():
     mesh = sharding.make_mesh(config.mesh.to_dict())
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    split = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
     if config.batch % split:
-      raise UserError(f"config.batch={config.batch} does not divide over data x fsdp = {split}")
+      raise UserError(
+        f"config.batch={config.batch} does not divide over data x fsdp x accumulate = {split}"
+      )
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    closing = lambda x: stack.enter_context(contextlib.closing(x))  # noqa: E731
     # --- state: shapes and shardings only ------------------------------------------------------
     with told(TypeError):
       task = tasks.make_task(config)
@@ -84,29 +95,36 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     schedule = optim.make_schedule(config.optim, config.steps)
     with told():
       layout = states.make_layout(task, optimizer, mesh)
-    programs = states.Programs(task, optimizer, schedule, layout, mesh)
+    options = chips.compiler_options(config, jax.devices())
+    programs = states.Programs(task, optimizer, schedule, layout, mesh, config.accumulate, options)
     init_key, key = states.make_keys(config.seed, mesh)
-    (workdir / "params.txt").write_text(states.parameter_table(layout))
-
     with told():
       stamps.verify(config, workdir)
 
     # --- restore -------------------------------------------------------------------------------
-    saver = stack.enter_context(contextlib.closing(checkpoint.Saver(workdir, config.keep)))
+    saver = closing(saving.Saver(workdir, config.keep, config.keep_every, say))
     meta = {"seed": config.seed, "data": fingerprint(config.data)}
-    start = saver.latest() or 0
-    if start:
-      state, frozen = states.restore(saver, start, layout, meta, workdir, mesh)
-    else:
+
+    def begin():
+      """Where the run goes on: (step, state, frozen, number of the next batch)."""
+      if at := saver.latest():
+        return at, *states.restore(saver, at, layout, meta, workdir, mesh)
       batch = functools.partial(first_batch, config)
-      state, frozen = states.begin(task, config, optimizer, layout, init_key, workdir, mesh, batch)
+      made = states.begin(task, config, optimizer, layout, init_key, workdir, mesh, batch)
+      return 0, *made, 0
+
+    step, state, frozen, number = begin()
     trained, kept = (sum(x.size for x in jax.tree.leaves(t)) for t in (state.params, frozen))
+    if not step and first_process:
+      table = states.parameter_table(layout)
+      (workdir / "params.txt").write_text(table)
+      say(table.rstrip())
     say(
       f"{workdir.name}: {trained:,} trained and {kept:,} frozen values on {dict(mesh.shape)} "
-      f"{jax.default_backend()}, " + (f"from step {start}" if start else "from the beginning")
+      f"{jax.default_backend()}, " + (f"from step {step}" if step else "from the beginning")
     )
 
-    # --- data: a pure function of (seed, step), so a start is all there is to restore -----------
+    # --- data: a pure function of (seed, number), so a start is all there is to restore ---------
     place = sharding.batch_sharding(mesh)
 
     def read(split, first):
@@ -114,11 +132,17 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
         made = make_batches(config, start_step=first, sharding=place, split=split)
       return tell(made)
 
-    batches = stack.enter_context(contextlib.closing(read("train", start)))
+    batches = closing(read("train", number))
+    watchdog = closing(
+      Watchdog(config.hang_seconds, f"process {jax.process_index()} of {jax.process_count()}")
+    )
 
     def predict(state, batch, index, static):
+      program, new = programs(False, static)
+      watchdog.pause() if new else watchdog.beat()
       index = jax.device_put(np.int32(index), sharding.replicated(mesh))
-      return programs(False, static)[0](state.params, frozen, batch, key, index)
+      params = optim.averaged(state.opt, state.params)
+      return program(params, frozen, batch, key, index)
 
     evaluator = Evaluator(
       predict,
@@ -127,55 +151,104 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
       count=config.eval_batches,
     )
     clock = metrics.Clock(workdir, began)
-    writer = stack.enter_context(contextlib.closing(metrics.Writer(workdir, start)))
+    writer = closing(writers.Writer(workdir, step, config.wandb, plain(config)))
     meter = metrics.Meter(config.batch, config.model.get("codes"))
+    trace = closing(profiling.Trace(steps_of(config.profile_steps), workdir))
+    ids = functools.cache(lambda: sample_ids(config))  # made when there is something to name
+    limit, then = config.nonfinite_limit, config.nonfinite_then
+    faults = NonFinite(workdir, limit, then, lambda n: ids()(n), say, first_process)
+    asked = distributed.Stop(stop)
     queue = collections.deque()
-    step, stopping = start, bool(stop)
+    stopping = bool(stop) and not asked.many
+    clock.start()
 
     while step < config.steps and not stopping:
       # --- step --------------------------------------------------------------------------------
+      trace.at(step, state)
       run, first = programs(True, task.static(step))
       waiting = time.perf_counter()
       batch = next(batches)
       running = time.perf_counter()
+      if first:  # it compiles, which takes as long as it takes
+        watchdog.pause()
       with jax.transfer_guard("disallow"):
         state, values = run(state, frozen, batch, key)
-      compiled = time.perf_counter() - running if first else 0.0
-      meter.add(values, waited=running - waiting, compiled=compiled)
-      queue.append(values["loss"])
-      if len(queue) > IN_FLIGHT:
-        queue.popleft().block_until_ready()
-      step += 1
+      started = time.perf_counter()
+      waited, compiled = running - waiting, started - running if first else 0.0
+      meter.add(values, waited=waited, compiled=compiled, tokens=tokens_of(batch))
+      clock.add("data", waited)
+      clock.add("compile", compiled)
+      step, number = step + 1, number + 1
+      queue.append((step, number - 1, values))
 
-      # --- log: before the save, so that a restored step always has its line --------------------
-      stopping, last = bool(stop), step == config.steps
+      # --- look at the steps that are done: all of them, if there is more to do than that -------
+      stopping, last = asked(), step == config.steps
       save = step % config.save_every == 0 or last or stopping
       evaluate = bool(config.eval_every) and (step % config.eval_every == 0 or last)
-      if not (save or evaluate or step % config.log_every == 0):
+      more = save or evaluate or step % config.log_every == 0
+      while len(queue) > (0 if more else IN_FLIGHT) and not faults.too_many:
+        faults.look(*(seen := queue.popleft()))
+      meter.blocked(time.perf_counter() - started)
+      watchdog.beat()
+
+      # --- rewind: the last save again, with the batches after the bad ones ---------------------
+      if faults.too_many:
+        watchdog.pause()
+        saver.wait()
+        faults.rewind(seen[0], saver.latest())
+        batches.close()
+        state = frozen = values = None  # make room on the devices
+        queue.clear()
+        step, state, frozen, _ = begin()
+        number = seen[1] + 1
+        batches = closing(read("train", number))
+        writer.rewind(step)
+        meter.restart()
+        continue
+
+      # --- log: before the save, so that a restored step always has its line --------------------
+      if not more:
         continue
       values = meter.read()
-      check_finite(step, values)
       if evaluate:
-        values |= dict(evaluator.run(state))
+        with clock.during("eval"):
+          values |= dict(evaluator.run(state))
         meter.restart()
       writer.write(step, values)
       progress.show(step, values)
       clock.read(step)
 
-      # --- save: in the background ---------------------------------------------------------------
-      if save:
-        saver.save(step, state, dict(meta, next_step=step))
+      # --- save: in the background; while steps are being skipped the save before is the good one
+      if save and (last or not faults.row):
+        with clock.during("save"):
+          if last or stopping:
+            watchdog.pause()
+            saver.wait()
+          saver.save(step, state, dict(meta, next_step=step, next_batch=number))
+        meter.restart()
+    with clock.during("save"):
+      saved = saver.wait()
 
   # --- end: the saver has finished ---------------------------------------------------------------
   timing = clock.read(step)
+  say(f"{workdir.name}: {metrics.goodput(timing)} of {timing['seconds']:.0f} s")
   if damaged := len(damage.listed(workdir)):
     say(f"{workdir.name}: {damaged} damaged records were passed over: {workdir / damage.FILE}")
   if step < config.steps:
-    say(f"{workdir.name}: stopped by signal {stop[0]} at step {step}; run it again to go on")
-    return 128 + stop[0]
-  write_json(workdir / "done.json", timing)
+    say(f"{workdir.name}: stopped by a signal at step {step}; run it again to go on")
+    return asked.code
+  if not saved:
+    say(f"{workdir.name}: the last save failed; run it again to go on from the one before")
+    return 1
+  if first_process:
+    write_json(workdir / "done.json", timing)
   say(f"{workdir.name}: done, {timing['seconds']:.0f} s, peak {timing['peak_gb']:.1f} GB")
   return 0
+
+
+def tokens_of(batch) -> int:
+  """Tokens of a packed batch, padding included; 0 of any other."""
+  return batch["tokens"].size if "tokens" in batch else 0
 
 
 def first_batch(config) -> dict:
@@ -190,16 +263,6 @@ def tell(batches):
   """Yields from `batches`, whose mistakes become UserErrors."""
   with told():
     yield from batches
-
-
-def check_finite(step: int, values: dict[str, float]) -> None:
-  """Raises Diverged when the loss or the gradient norm of a step since the last line is not."""
-  for name in ("loss", "grad_norm"):
-    if not math.isfinite(values[name]):
-      raise Diverged(
-        f"{name} is {values[name]} at step {step}; the last save is from before: "
-        "lower optim.lr or look at the data"
-      )
 
 
 def fingerprint(data) -> str:

@@ -1,8 +1,10 @@
 """A stage small enough to train in tests: two matrices, a frozen one, digits of noise as data.
 
-As a script it is `python -m tarjax.train` with that stage and two CPU devices.
+As a script it is `python -m tarjax.train` with that stage and two CPU devices, unless
+JAX_NUM_CPU_DEVICES says otherwise. Batches numbered in config.model.bad have a loss of NaN.
 """
 
+import os
 import sys
 import time
 import types
@@ -15,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tarjax import tasks
+from tarjax.config import OPTIONAL
 from tarjax.models.layers import Linear
 from tarjax.sharding import shard
 
@@ -26,7 +29,7 @@ def get_config(variant="small"):
     raise ValueError(f"no variant {variant}")
   return ConfigDict(dict(
     task="fake", seed=3, steps=12, batch=16,
-    model=dict(width=8, depth=2, codes=32, scales=(1, 2)),
+    model=dict(width=8, depth=2, codes=32, scales=(1, 2), bad=()),
     init={}, frozen={}, dont_load=["frozen"],
     optim=dict(name="adamw", lr=1e-2, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, warmup=2,
                schedule="cosine", final=0.1, clip=1.0),
@@ -75,8 +78,7 @@ class Task:
     y = self.net.apply({"params": params}, x)
     target = Net(8, 1).apply({"params": frozen["teacher"]}, x)
     loss = jnp.square(y - jax.lax.stop_gradient(target)).mean()
-    if self.config.seed == 666:
-      loss = jnp.where(batch["step"].max() >= 5, jnp.nan, loss)
+    loss = jnp.where(batch["bad"].any(), jnp.nan, loss)
     return loss, {"error": jnp.sqrt(loss), "codes": batch["codes"]}
 
 
@@ -87,10 +89,16 @@ def make_batches(config, *, start_step=0, sharding=None, split="train"):
     batch = {
       "x": rng.standard_normal((config.batch, 4, 8)).astype(np.float32),
       "codes": rng.integers(0, 32, (config.batch, 4)).astype(np.int32),
-      "step": np.full(config.batch, step, np.int32),
+      "bad": np.full(config.batch, step in config.model.bad and split == "train"),
     }
-    yield jax.device_put(batch, sharding)
+    yield {
+      k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()
+    }
     step += 1
+
+
+def sample_ids(config, split="train"):
+  return lambda step: [f"{split}/{step}/{row}" for row in range(config.batch)]
 
 
 def install(patch=setattr, modules=sys.modules.__setitem__):
@@ -99,6 +107,7 @@ def install(patch=setattr, modules=sys.modules.__setitem__):
   tasks.TASK_KEYS["fake"] = frozenset()
   pipeline = types.ModuleType("tarjax.data.pipeline")
   pipeline.make_batches = make_batches  # type: ignore[attr-defined]
+  pipeline.sample_ids = sample_ids  # type: ignore[attr-defined]
   modules("tarjax.data.pipeline", pipeline)
 
 
@@ -113,14 +122,15 @@ def get_config(changes: dict | None = None) -> ConfigDict:
   scope: dict = {}
   exec(CONFIG, scope)
   config = scope["get_config"]()
+  config.update(OPTIONAL | {"eval_batches": 2})
   config.update_from_flattened_dict(changes or {})
-  config.eval_batches = 2
   return config
 
 
 if __name__ == "__main__":
   jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_num_cpu_devices", 2)
+  if "JAX_NUM_CPU_DEVICES" not in os.environ:
+    jax.config.update("jax_num_cpu_devices", 2)
   install()
   from tarjax.train import main
 

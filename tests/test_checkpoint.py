@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tarjax import checkpoint, config, sharding
+from tarjax import checkpoint, config, saving, sharding
 from tarjax.config import UserError
 from tarjax.convert.rules import flatten
 from tarjax.state import TrainState
@@ -31,10 +31,11 @@ def run(tmp_path_factory):
   """A run with checkpoints of steps 2 and 5 and frozen networks."""
   folder = tmp_path_factory.mktemp("runs") / "a"
   mesh = sharding.make_mesh({"data": -1})
-  saver = checkpoint.Saver(folder, keep=2)
+  saver = saving.Saver(folder, keep=2)
   for step in (1, 2, 5):
     params = put(tree(step), mesh)
     saver.save(step, TrainState(step, params, {"m": params}), {"next_step": step})
+    assert saver.wait()
   saver.close()
   checkpoint.save_frozen(folder, put(tree(9), mesh))
   config.write_json(folder / "config.json", {"config": {"scales": {"1": 2}, "sizes": [1, 2]}})
@@ -108,15 +109,16 @@ def test_a_save_is_of_its_moment(tmp_path):
   place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
   step = jax.jit(lambda x: x + 1, donate_argnums=0)
   x = jax.device_put(np.zeros((64, 4096), np.float32), place)
-  saver = checkpoint.Saver(tmp_path, keep=10)
+  saver = saving.Saver(tmp_path, keep=10)
   for i in range(1, 9):
     x = step(x)
     saver.save(i, TrainState(i, {"x": x}, {"m": x}), {"next_step": i})
     for _ in range(3):
       x = step(x)
+    assert saver.wait()
   saver.close()
   like = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)}
-  saver = checkpoint.Saver(tmp_path, keep=10)
+  saver = saving.Saver(tmp_path, keep=10)
   for i in range(1, 9):
     params, opt, meta = saver.restore(i, like, {"m": like["x"]})
     assert meta == {"next_step": i}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tarjax import checkpoint, diffusion
+from tarjax import checkpoint, diffusion, saving
 from tarjax.config import UserError
 from tarjax.detokenizer import DifDetokenizer
 from tarjax.models.dc_ae import DcAe, DcAeConfig
@@ -34,7 +34,7 @@ def filled(model, *args):
 def write(run, config, params, frozen):
   run.mkdir(parents=True)
   (run / "config.json").write_text(json.dumps({"config": config}))
-  saver = checkpoint.Saver(run, 1)
+  saver = saving.Saver(run, 1)
   saver.save(1, TrainState(1, params, {"none": np.zeros(1)}), {})
   saver.close()
   checkpoint.save_frozen(run, frozen)

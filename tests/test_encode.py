@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tarjax import checkpoint, config, encode, sharding, stamps
+from tarjax import checkpoint, config, encode, saving, sharding, stamps
 from tarjax.config import UserError
 from tarjax.data import damage, sources
 from tarjax.data.damage import TooManyDamaged
@@ -158,7 +158,7 @@ def test_what_cannot_be_encoded(tmp_path, chats):
 def save(run_dir, params, frozen, **settings):
   place = sharding.replicated(sharding.make_mesh({"data": -1}))
   params, frozen = (jax.device_put(tree, place) for tree in (params, frozen))
-  saver = checkpoint.Saver(run_dir, keep=1)
+  saver = saving.Saver(run_dir, keep=1)
   saver.save(1, TrainState(1, params, {"m": params}), {"next_step": 1})
   saver.close()
   checkpoint.save_frozen(run_dir, frozen)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tarjax import losses
+from tarjax import losses, sharding
 
 
 def rand(*shape, seed=0):
@@ -75,11 +75,10 @@ def test_chunked_cross_entropy_and_its_gradients(chunk):
   image = np.random.default_rng(4).random((3, 7)) < 0.5
 
   def chunked(hidden, table):
-    def head(x):
-      return jnp.einsum("bld,vd->blv", x, table)
-
     masks = {"image": jnp.asarray(image)}
-    total, count, parts = losses.chunked_cross_entropy(head, hidden, labels, chunk, masks)
+    total, count, parts = losses.chunked_cross_entropy(
+      hidden, table, jnp.asarray(labels), chunk, masks=masks
+    )
     return total / count, parts
 
   (value, parts), grads = jax.value_and_grad(chunked, (0, 1), has_aux=True)(
@@ -98,13 +97,56 @@ def test_chunked_cross_entropy_and_its_gradients(chunk):
   assert parts["image"][1] == (image & (labels >= 0)).sum()
 
 
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "model": 2}])
+def test_chunked_cross_entropy_over_devices_is_that_of_one(sizes):
+  """Vocabulary-parallel, with padding rows that are no words, and another mean than 1."""
+  rng = np.random.default_rng(0)
+  hidden, table = rand(8, 6, 4), rand(24, 4, seed=1)
+  labels = rng.integers(0, 21, (8, 6)).astype(np.int32)
+  labels[rng.random((8, 6)) < 0.3] = losses.IGNORED
+  image = rng.random((8, 6)) < 0.5
+
+  def loss(hidden, table):
+    args = (hidden, table, jnp.asarray(labels), 4, 21)
+    total, count, parts = losses.chunked_cross_entropy(*args, {"image": jnp.asarray(image)})
+    return 3 * total / count, parts
+
+  run = jax.value_and_grad(loss, (0, 1), has_aux=True)
+  want = jax.jit(run)(hidden, table)
+  mesh = sharding.make_mesh(sizes)
+  with jax.set_mesh(mesh):
+    rows = sharding.batch_sharding(mesh)
+    words = jax.NamedSharding(mesh, jax.P(("model", "fsdp")))
+    got = jax.jit(run, in_shardings=(rows, words), out_shardings=None)(hidden, table)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+  h, t = (torch.tensor(x, requires_grad=True) for x in (hidden, table))
+  target = torch.tensor(labels).long().reshape(-1)
+  (3 * F.cross_entropy((h @ t[:21].T).reshape(-1, 21), target)).backward()
+  assert h.grad is not None and t.grad is not None
+  close(got[1][0], h.grad)
+  close(got[1][1], t.grad)
+
+
+def test_the_heads_gradient_is_reduced_once():
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
+  hidden, labels = jnp.zeros((8, 16, 4)), jnp.zeros((8, 16), jnp.int32)
+
+  def loss(table):
+    return losses.chunked_cross_entropy(hidden, table, labels, 4)[0]
+
+  with jax.set_mesh(mesh):
+    text = jax.jit(jax.grad(loss)).lower(jnp.zeros((1000, 4))).as_text()
+  assert text.count("stablehlo.reduce_scatter") == 1
+  assert text.count("stablehlo.all_gather") == 1  # of the table, before the loop over chunks
+
+
 def test_chunked_cross_entropy_never_holds_all_logits():
   hidden, labels = jnp.zeros((2, 64, 4)), jnp.zeros((2, 64), jnp.int32)
 
   def loss(table):
-    total, _, _ = losses.chunked_cross_entropy(lambda x: x @ table, hidden, labels, 8)
+    total, _, _ = losses.chunked_cross_entropy(hidden, table, labels, 8)
     return total
 
-  text = jax.jit(jax.grad(loss)).lower(jnp.zeros((4, 1000))).as_text()
+  text = jax.jit(jax.grad(loss)).lower(jnp.zeros((1000, 4))).as_text()
   assert "tensor<2x8x1000xf32>" in text
   assert "tensor<2x64x1000xf32>" not in text and "tensor<8x2x8x1000xf32>" not in text

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from tarjax import metrics
+from tarjax import metrics, writers
 
 
 def test_usage_over_a_sliding_window():
@@ -28,7 +28,7 @@ def test_usage_over_a_sliding_window():
 def test_meter_means_and_rates():
   meter = metrics.Meter(batch=10, codes=4)
   for i in range(4):
-    step = {"loss": np.float32(i), "lr": np.float32(i), "codes": np.array([i])}
+    step = {"loss": np.float32(i), "lr": np.float32(i), "codes": np.array([i]), "skipped": False}
     meter.add(step, waited=0.0, compiled=100.0 if i == 0 else 0.0)
   meter.since -= 102.0  # four steps in two seconds after compiling for a hundred
   values = meter.read()
@@ -39,13 +39,13 @@ def test_meter_means_and_rates():
 
 
 def test_lines_after_the_restored_step_are_cut(tmp_path):
-  writer = metrics.Writer(tmp_path, 0)
+  writer = writers.Writer(tmp_path, 0)
   for step in (2, 4, 6):
     writer.write(step, {"loss": 1.0 / step, "bad": math.inf})
   writer.close()
   path = tmp_path / "metrics.jsonl"
   path.write_text(path.read_text() + '{"step": 8, "lo')  # killed in the middle of a line
-  writer = metrics.Writer(tmp_path, 4)
+  writer = writers.Writer(tmp_path, 4)
   writer.write(6, {"loss": 3.0})
   writer.close()
   found = [json.loads(line) for line in path.read_text().splitlines()]
@@ -67,7 +67,7 @@ def test_progress_lines():
   }
   file, terminal = io.StringIO(), Terminal()
   for stream in (file, terminal):
-    progress = metrics.Progress("vqvae", 200, stream)
+    progress = writers.Progress("vqvae", 200, stream)
     progress.show(50, values)
     progress.show(60, values | {"val/loss": 0.5})
   first, second = file.getvalue().splitlines()

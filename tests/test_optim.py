@@ -131,3 +131,36 @@ def test_restarts_need_one_codebook():
   params = {"codebook": jnp.ones((6, 4))}
   with pytest.raises(UserError, match="restart_codes=8"):
     tx.update(params, tx.init(params), params)
+
+
+def test_average_follows_its_formula_and_its_parameters():
+  changes = {"warmup": 0, "lr": 0.1, "schedule": "constant", "clip": 0.0}
+  config_ = config(**changes)
+  with config_.unlocked():
+    config_.ema = 0.75
+  tx, plain = optim.make_optimizer(config_, 10), optim.make_optimizer(config(**changes), 10)
+  params = {"kernel": jnp.asarray([[1.0, -2.0], [3.0, 0.5]])}
+  state, other, average = tx.init(params), plain.init(params), np.asarray(params["kernel"])
+  assert optim.averaged(other, params) is params
+  for step in range(3):
+    grads = {"kernel": jnp.full((2, 2), step - 0.5)}
+    updates, state = tx.update(grads, state, params)
+    same, other = plain.update(grads, other, params)
+    np.testing.assert_array_equal(updates["kernel"], same["kernel"])
+    params = optax.apply_updates(params, updates)
+    average = 0.75 * average + 0.25 * np.asarray(params["kernel"])
+    np.testing.assert_allclose(optim.averaged(state, params)["kernel"], average, rtol=1e-6)
+
+  mesh = sharding.make_mesh({"fsdp": 4, "model": 2})
+  boxed = {"kernel": nn.LogicallyPartitioned(jnp.ones((8, 4)), ("embed", "mlp"))}
+  where = sharding.tree_shardings(boxed, mesh)
+  _, placed = optim.opt_shardings(tx, nn.meta.unbox(boxed), where, sharding.replicated(mesh))
+  assert optim.averaged(placed, None) == where
+
+
+def test_average_must_be_one():
+  config_ = config()
+  with config_.unlocked():
+    config_.ema = 1.0
+  with pytest.raises(UserError, match="ema=1.0 must be between 0 and 1"):
+    optim.make_optimizer(config_, 10)

@@ -89,6 +89,8 @@ def test_mesh_sizes(sizes, shape):
     ({"data": -1, "fsdp": 3}, "does not fit"),
     ({"data": -1, "fsdp": -1}, "does not fit"),
     ({"expert": 2}, "unknown axes"),
+    ({"data": -2, "fsdp": -4}, "does not fit"),
+    ({"slices": 3, "data": -1}, "does not fit 8 devices in 1 slices"),
   ],
 )
 def test_bad_mesh_sizes(sizes, words):
@@ -96,11 +98,50 @@ def test_bad_mesh_sizes(sizes, words):
     sharding.make_mesh(sizes)
 
 
-def test_an_indivisible_parameter_is_named():
+def test_an_indivisible_dimension_is_named():
+  """By its own name, the parameter's, and the mesh axes that do not divide it."""
   mesh = sharding.make_mesh(SIZES)
-  boxed = {"a": {"kernel": nn.LogicallyPartitioned(jnp.ones((3, 4)), ("embed", "mlp"))}}
-  with pytest.raises(ValueError, match=r"a/kernel.*\(3, 4\)"):
+  boxed = {"a": {"kernel": nn.LogicallyPartitioned(jnp.ones((4, 3)), ("embed", "mlp"))}}
+  words = r"mlp=3 of a/kernel \(4, 3\) does not divide over config.mesh's model=2"
+  with pytest.raises(ValueError, match=words):
     sharding.tree_shardings(boxed, mesh)
+  boxed = {"table": nn.LogicallyPartitioned(jnp.ones((6, 4)), ("vocab", "act_embed"))}
+  with pytest.raises(ValueError, match=r"vocab=6 of table \(6, 4\) .* fsdp=2 x model=2"):
+    sharding.tree_shardings(boxed, mesh)
+  boxed = {"scale": jnp.ones(3), "bias": nn.LogicallyPartitioned(jnp.ones(3), (None,))}
+  assert sharding.tree_shardings(boxed, mesh)["scale"].is_fully_replicated
+
+
+class Chip:
+  """What a mesh asks a TPU of several slices."""
+
+  platform = "tpu"
+  device_kind = "TPU v5 lite"
+  process_index = 0
+
+  def __init__(self, number: int, per_slice: int):
+    self.id, self.slice_index = number, number // per_slice
+    self.coords, self.core_on_chip = (number % per_slice, 0, 0), 0
+
+
+def test_slices_are_the_outer_part_of_data():
+  chips = [Chip(i, 4) for i in range(16)]
+  mesh = sharding.make_mesh({"data": -1, "fsdp": 2}, chips[::-1])
+  assert dict(mesh.shape) == {"data": 8, "fsdp": 2, "model": 1}
+  slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+  assert (slices == np.repeat(np.arange(4), 2)[:, None, None]).all()
+  assert dict(sharding.make_mesh({"slices": 4, "data": 2, "fsdp": 2}, chips).shape)["data"] == 8
+  with pytest.raises(ValueError, match="does not fit 16 devices in 4 slices"):
+    sharding.make_mesh({"slices": 2, "fsdp": 8}, chips)
+  with pytest.raises(ValueError, match="does not fit 16 devices in 4 slices"):
+    sharding.make_mesh({"fsdp": 16}, chips)  # one slice has but four
+
+
+def test_devices_without_slices_are_cut_in_order():
+  mesh = sharding.make_mesh({"slices": 2, "fsdp": 2, "model": 2})
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "model": 2}
+  assert [d.id for d in mesh.devices.ravel()] == list(range(8))
+  assert sharding.make_mesh({}, jax.devices()[:1]).size == 1
 
 
 def test_batch_goes_over_data_and_fsdp():

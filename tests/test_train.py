@@ -2,20 +2,24 @@ import itertools
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import fake_stage
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from tarjax import checkpoint, optim, sharding, state, train
+from tarjax import checkpoint, optim, saving, sharding, state, train
 from tarjax.config import UserError, claim, finished, nearest, parse
 from tarjax.convert.rules import flatten
+from tarjax.nonfinite import Diverged
 
 HERE = Path(__file__).parent
 
@@ -104,7 +108,7 @@ def test_stop_and_resume_on_another_mesh(fake, tmp_path, capsys):
   sys.modules["tarjax.data.pipeline"].make_batches = stopping  # type: ignore[attr-defined]
   claim(tmp_path / "b", config)
   assert train.train(config, tmp_path / "b", stop, time.time()) == 143
-  assert checkpoint.Saver(tmp_path / "b", 2).latest() == 7
+  assert saving.Saver(tmp_path / "b", 2).latest() == 7
   sys.modules["tarjax.data.pipeline"].make_batches = make_batches  # type: ignore[attr-defined]
   config = fake.get_config({"mesh.data": 1, "mesh.fsdp": 4, "mesh.model": 2, "eval_every": 0})
   assert run(config, tmp_path / "b") == 0
@@ -126,21 +130,136 @@ def test_what_the_data_say_ends_the_run_in_a_sentence(fake, tmp_path, monkeypatc
       run(fake.get_config(changes), tmp_path / str(changes["eval_every"]))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(fake, tmp_path):
-  config = fake.get_config(
-    {
-      "mesh.fsdp": 1,
-      "mesh.model": 1,
-      "seed": 666,
-      "eval_every": 0,
-      "model.scales": (1,),
-      "mesh.data": 8,
-    }
-  )
-  with pytest.raises(train.Diverged, match="loss is nan at step 8"):
+ALONE = {"mesh.data": 8, "mesh.fsdp": 1, "mesh.model": 1, "eval_every": 0, "model.scales": (1,)}
+
+
+def listed(workdir):
+  return [json.loads(x) for x in (workdir / "nonfinite.jsonl").read_text().splitlines()]
+
+
+def test_a_step_that_is_not_finite_changes_only_the_count(fake):
+  config = fake.get_config({"model.bad": (0,)})
+  mesh = sharding.make_mesh({"data": -1})
+  with jax.set_mesh(mesh):
+    task = fake.Task(config)
+    optimizer = optim.make_optimizer(config.optim, config.steps)
+    layout = state.make_layout(task, optimizer, mesh)
+    schedule = optim.make_schedule(config.optim, config.steps)
+    key, _ = state.make_keys(0, mesh)
+    params = jax.jit(lambda k: nn.meta.unbox(task.init(k)))(key)
+    frozen = jax.jit(lambda k: nn.meta.unbox(task.init_frozen(k)))(key)
+    run, _ = state.Programs(task, optimizer, schedule, layout, mesh)(True, {"scale": 1})
+    now = state.TrainState(state.put_step(0, mesh), params, optimizer.init(params))
+    before = jax.device_get(now)
+    batches = fake.make_batches(config, sharding=sharding.batch_sharding(mesh))
+    now, values = run(now, frozen, next(batches), key)
+    assert values["skipped"] and np.isnan(values["loss"]) and int(now.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, before[1:], jax.device_get(now)[1:])
+    now, values = run(now, frozen, next(batches), key)
+    assert not values["skipped"] and int(now.step) == 2
+    assert not np.array_equal(before.params["up0"]["kernel"], now.params["up0"]["kernel"])
+
+
+def test_too_many_losses_that_are_not_finite_stop_the_run(fake, tmp_path):
+  config = fake.get_config(ALONE | {"model.bad": tuple(range(5, 99)), "nonfinite_limit": 3})
+  with pytest.raises(Diverged, match="3 steps in a row, up to 8"):
     run(config, tmp_path)
-  assert checkpoint.Saver(tmp_path, 2).latest() == 4
-  assert [x["step"] for x in lines(tmp_path)] == [4]
+  assert saving.Saver(tmp_path, 2).latest() == 4
+  assert [(x["step"], x["batch"]) for x in listed(tmp_path)] == [(6, 5), (7, 6), (8, 7)]
+  assert listed(tmp_path)[0]["ids"] == [f"train/5/{row}" for row in range(16)]
+
+
+def test_a_few_skipped_steps_are_counted(fake, tmp_path):
+  assert run(fake.get_config(ALONE | {"model.bad": (5, 9)}), tmp_path) == 0
+  assert [x["skipped"] for x in lines(tmp_path)] == [0, 1, 1]
+  assert all(np.isfinite(x["loss"]) for x in lines(tmp_path))
+
+
+def test_rewinding_passes_over_the_window(fake, tmp_path, monkeypatch):
+  """The run of the stream without the batches from the save to the last bad one; also resumed."""
+  changes = ALONE | {"nonfinite_limit": 2, "nonfinite_then": "rewind"}
+  config = fake.get_config(changes | {"model.bad": (5, 6, 8)})
+  assert run(config, tmp_path / "a") == 0
+  assert [(x["step"], x["batch"]) for x in listed(tmp_path / "a")] == [(6, 5), (7, 6), (6, 8)]
+  assert [x["step"] for x in lines(tmp_path / "a")] == [4, 8, 12]
+  _, _, meta = restored(tmp_path / "a", 12)
+  assert meta["next_batch"] == 15
+
+  make_batches, pipeline = fake.make_batches, sys.modules["tarjax.data.pipeline"]
+  stop: list[int] = []
+
+  def stopping(*args, **kwargs):
+    for i, batch in enumerate(make_batches(*args, **kwargs)):
+      if kwargs["start_step"] == 7 and i == 3:
+        stop.append(signal.SIGTERM)
+      yield batch
+
+  monkeypatch.setattr(pipeline, "make_batches", stopping)
+  claim(tmp_path / "b", config)
+  assert train.train(config.copy_and_resolve_references(), tmp_path / "b", stop, time.time()) == 143
+  assert saving.Saver(tmp_path / "b", 2).latest() == 8
+  monkeypatch.setattr(pipeline, "make_batches", make_batches)
+  assert run(config, tmp_path / "b") == 0
+
+  monkeypatch.setattr(pipeline, "make_batches", without_batches(make_batches, (4, 5, 6)))
+  assert run(fake.get_config(changes | {"model.bad": (8,)}), tmp_path / "c") == 0
+  a, b, c = (weights(tmp_path / name) for name in "abc")
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], name)
+    np.testing.assert_array_equal(a[name], c[name], name)
+
+
+def without_batches(make_batches, gone):
+  def made(*args, start_step=0, **kwargs):
+    for number, batch in enumerate(make_batches(*args, start_step=0, **kwargs)):
+      if number not in gone:
+        yield batch
+
+  return made
+
+
+def restored(workdir, step):
+  folder = workdir / "checkpoints" / str(step) / "meta" / "metadata"
+  return None, None, json.loads(folder.read_text())
+
+
+def test_a_full_disk_costs_saves_but_not_the_run(fake, tmp_path, monkeypatch, capsys):
+  """From batch 4 to 8 no file may grow beyond 1 MB, and the weights are larger."""
+  changes = ALONE | {"model.width": 2**17, "save_every": 2, "eval_every": 0}
+  make_batches = fake.make_batches
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def full(*args, **kwargs):
+    for i, batch in enumerate(make_batches(*args, **kwargs)):
+      resource.setrlimit(resource.RLIMIT_FSIZE, (2**20 if 4 <= i < 8 else soft, hard))
+      yield batch
+
+  monkeypatch.setattr(sys.modules["tarjax.data.pipeline"], "make_batches", full)
+  try:
+    assert run(fake.get_config(changes), tmp_path) == 0
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert "is not saved: OUT_OF_RANGE" in capsys.readouterr().out
+  assert [x["step"] for x in lines(tmp_path)] == [2, 4, 6, 8, 10, 12]
+  assert sorted(x.name for x in (tmp_path / "checkpoints").iterdir())[0].isdigit()
+  assert saving.Saver(tmp_path, 2).latest() == 12
+
+
+def test_profile_and_wandb_when_asked(fake, tmp_path, monkeypatch):
+  logged: list = []
+  wandb = types.ModuleType("wandb")
+  wandb.init = lambda **kwargs: logged.append(kwargs) or wandb  # type: ignore[attr-defined]
+  wandb.log = lambda values, step: logged.append((step, values["loss"]))  # type: ignore[attr-defined]
+  wandb.finish = lambda: logged.append("end")  # type: ignore[attr-defined]
+  monkeypatch.setitem(sys.modules, "wandb", wandb)
+  config = fake.get_config(ALONE | {"profile_steps": "5:7", "wandb": "tar"})
+  assert run(config, tmp_path / "run") == 0
+  assert len(list((tmp_path / "run").glob("plugins/profile/*/*.xplane.pb"))) == 1
+  assert logged[0]["project"] == "tar" and logged[0]["config"]["steps"] == 12
+  assert [x[0] for x in logged[1:-1]] == [4, 8, 12] and logged[-1] == "end"
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(UserError, match="pip install wandb"):
+    run(config, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +295,7 @@ def test_starting_points(fake, tmp_path):
       return state.begin(task, config, optimizer, layout, key, workdir, mesh, dict)
 
   first, _ = begin(fake.get_config(), tmp_path / "a")
-  saver = checkpoint.Saver(tmp_path / "a", 1)
+  saver = saving.Saver(tmp_path / "a", 1)
   saver.save(3, first, {})
   saver.close()
   config = fake.get_config({"seed": 4})
@@ -210,6 +329,9 @@ def command(tmp_path, *more):
     (["--config.steps=abc"], ["steps=abc"]),
     (["--config.steps=0"], ["config.steps=0"]),
     (["--config.seed=-1"], ["config.seed=-1"]),
+    (["--config.profile_steps=9:3"], ["config.profile_steps='9:3'", "a:b"]),
+    (["--config.nonfinite_then=go"], ["config.nonfinite_then='go'"]),
+    (["--config.nonfinite_limt=3"], ["nonfinite_limt", "'nonfinite_limit'"]),
     (["--config.task=mlm"], ["'mlm'", "mllm"]),
     (["--wrkdir=x"], ["wrkdir", "workdir"]),
     (["stray"], ["stray"]),

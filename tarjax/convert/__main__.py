@@ -21,9 +21,13 @@ def import_(args: argparse.Namespace) -> None:
   from tarjax.convert.hub import fetch
   from tarjax.convert.importing import import_source
   from tarjax.convert.plan import total
+  from tarjax.convert.sana import import_pipeline, is_pipeline
   from tarjax.convert.tensors import open_source
 
   path, revision = fetch(args.source, args.revision)
+  if is_pipeline(path):
+    print("\n".join(import_pipeline(path, Path(args.to), args.source, revision)))
+    return
   source = open_source(path, args.source, revision)
   found, plan = import_source(source, Path(args.to), given(args.config, path))
   for sentence in found.layout.get("assumed", ()):
@@ -35,8 +39,13 @@ def import_(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
   """A run directory -> the files that the original code loads."""
   from tarjax.convert.exporting import export_run
+  from tarjax.convert.sana import export_pipeline, is_imported
 
-  for sentence in export_run(args.run_dir, Path(args.to), args.format, extra=args.extra):
+  if is_imported(Path(args.run_dir)):
+    said = export_pipeline(Path(args.run_dir), Path(args.to), args.format)
+  else:
+    said = export_run(args.run_dir, Path(args.to), args.format, extra=args.extra)
+  for sentence in said:
     print(sentence)
   print(f"{args.to}: exported from {args.run_dir}")
 

@@ -204,9 +204,14 @@ def from_torch(config: DcAeConfig, sd: Mapping[str, np.ndarray]) -> Tree:
   Raises:
     ConversionError: names or shapes that are not those of this model.
   """
-  images = jax.ShapeDtypeStruct((1, config.factor, config.factor, config.channels), jnp.float32)
-  boxed = jax.eval_shape(DcAe(config).init, jax.random.key(0), images)["params"]
-  return to_params(dc_ae_rules(config), sd, nn.meta.unbox(boxed))
+  return to_params(dc_ae_rules(config), sd, abstract_params(config))
+
+
+def abstract_params(c: DcAeConfig) -> Tree:
+  """Shapes of the params of `DcAe(c)`."""
+  images = jax.ShapeDtypeStruct((1, c.factor, c.factor, c.channels), jnp.float32)
+  boxed = jax.eval_shape(DcAe(c).init, jax.random.key(0), images)["params"]
+  return nn.meta.unbox(boxed)
 
 
 def to_torch(config: DcAeConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -193,12 +193,16 @@ def from_torch(config: DifDtokConfig, sd: Mapping[str, np.ndarray]) -> Tree:
   Raises:
     ConversionError: names or shapes that are not those of this model.
   """
-  c, f32 = config, jnp.float32
+  return to_params(dif_dtok_rules(config), sd, abstract_params(config))
+
+
+def abstract_params(c: DifDtokConfig) -> Tree:
+  """Shapes of the params of `DifDtok(c)`."""
   shapes: list[Any] = [(1, c.patch, c.patch, c.channels), (1,), (1, 1, c.cond_width), (1, 1)]
   shapes += [(1,)] if c.guidance else []
-  given = [jax.ShapeDtypeStruct(shape, f32) for shape in shapes]
+  given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
   boxed = jax.eval_shape(DifDtok(c).init, jax.random.key(0), *given)["params"]
-  return to_params(dif_dtok_rules(c), sd, nn.meta.unbox(boxed))
+  return nn.meta.unbox(boxed)
 
 
 def to_torch(config: DifDtokConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -202,8 +202,9 @@ def write_around(run: Run, dtype: np.dtype, to: Path) -> None:
   path = to / "config.json"
   before = json.loads(path.read_text()) if path.is_file() else {}
   after = before | load_kind(run.kind).around(run.config, run.layout)
-  after["torch_dtype"] = dtype.name
-  after.pop("dtype", None)
+  if load_kind(run.kind).FORMAT == "hf":
+    after["torch_dtype"] = dtype.name
+    after.pop("dtype", None)
   path.write_text(json.dumps(after, indent=2) + "\n")
   tokenizer = run.path / (run.config.get("data") or {}).get("tokenizer", "tokenizer")
   for name in TOKENIZER:
@@ -219,6 +220,7 @@ def find_origin(path: Path, depth: int = 8) -> Path | None:
     return None
   config = checkpoint.read_config(path).to_dict()
   start = (config.get("widen") or {}).get("llm") or (config.get("init") or {}).get("")
+  start = start or config.get("sana_from")
   if not start:
     return None
   return find_origin(Path(os.path.normpath(path / checkpoint.parse_spec(start)[0])), depth - 1)
@@ -243,7 +245,8 @@ def write_pickle(run: Run, table: Table, made: Mapping[str, Made], around, file:
   with fresh(file, total(made.values())) as partial:
     try:
       with open(partial, "wb") as stream:
-        writer: Any = torch._C.PyTorchFileWriter(stream)
+        sink: Any = Sink(stream)
+        writer: Any = torch._C.PyTorchFileWriter(sink)
         data = pickled(made, around)
         writer.write_record("data.pkl", data, len(data))
         writer.write_record("byteorder", sys.byteorder, len(sys.byteorder))
@@ -251,9 +254,30 @@ def write_pickle(run: Run, table: Table, made: Mapping[str, Made], around, file:
           array = rows[0] if len(rows) == 1 else np.concatenate(rows)
           storage = torch.from_numpy(array.reshape(-1).view(np.uint8)).untyped_storage()
           writer.write_record(f"data/{number}", storage, storage.nbytes())
+          sink.check()
         writer.write_end_of_file()
+        sink.check()
     except RuntimeError as e:
       raise ConversionError(f"{file} cannot be written: {' '.join(str(e).split())[:200]}") from e
+
+
+class Sink:
+  """A file for torch's writer, which would end the process if a write failed: errors wait."""
+
+  def __init__(self, file: BinaryIO):
+    self.file, self.error = file, None
+
+  def write(self, data) -> int:
+    try:
+      if self.error is None:
+        self.file.write(data)
+    except OSError as e:
+      self.error = e
+    return len(data)
+
+  def check(self) -> None:
+    if self.error is not None:
+      raise self.error
 
 
 class Stored:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tarjax.convert.rules import ConversionError
 
 # What conversion reads; a repository may also hold other formats of the same weights.
-FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")
+FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors", "negative_prompt_embeds.pth")
 
 
 def fetch(name: str, revision: str | None) -> tuple[Path, str | None]:

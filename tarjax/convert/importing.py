@@ -43,25 +43,36 @@ def import_source(source: Source, to: Path, given: Mapping[str, Any]) -> tuple[F
     ConversionError: files that no kind recognises or that do not fit, with every name; a place
       that is taken, or too small.
   """
+  found, plan = examine(source, given)
+  with fresh(to, total(plan.arrays.values())) as partial:
+    write_run(source, found, plan, partial)
+  return found, plan
+
+
+def examine(source: Source, given: Mapping[str, Any]) -> tuple[Found, Plan]:
+  """What a source is and where its tensors go; raises a ConversionError for all that is wrong."""
   found = recognise(source, given)
-  kind, plan = load_kind(found.kind), plan_import(found.table, source.tensors)
+  plan = plan_import(found.table, source.tensors)
   for file in source.digests:
     check_sums(file)
-  kind.check(source, found)
-  with fresh(to, total(plan.arrays.values())) as partial:
-    partial.mkdir()
-    write_trees(source, plan, partial)
-    files = {file.name: digest() for file, digest in source.digests.items()}
-    files |= copy_around(source, partial / ORIGINAL)
-    record = {
-      "kind": found.kind,
-      "source": source.name,
-      "revision": source.revision,
-      "files": files,
-      "layout": found.layout,
-    }
-    finish(partial, found.config, record)
+  load_kind(found.kind).check(source, found)
   return found, plan
+
+
+def write_run(source: Source, found: Found, plan: Plan, partial: Path) -> None:
+  """Makes the folder `partial`, which holds a whole run at the end."""
+  partial.mkdir()
+  write_trees(source, plan, partial)
+  files = {file.name: digest() for file, digest in source.digests.items()}
+  files |= copy_around(source, partial / ORIGINAL)
+  record = {
+    "kind": found.kind,
+    "source": source.name,
+    "revision": source.revision,
+    "files": files,
+    "layout": found.layout,
+  }
+  finish(partial, found.config, record)
 
 
 @contextlib.contextmanager
@@ -88,6 +99,8 @@ def fresh(to: Path, size: int) -> Iterator[Path]:
   except OSError as e:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
       raise ConversionError(f"the disk of {to} is full; what was written is removed") from e
+    if e.errno == errno.EFBIG:
+      raise ConversionError(f"{to} is too large a file for its disk or for ulimit -f") from e
     raise
   except ValueError as e:  # tensorstore's and numpy's; ConversionError is one
     if "No space left" in str(e):

@@ -19,7 +19,7 @@ from tarjax.convert.rules import (
   to_state_dict,
   transpose,
 )
-from tarjax.models.layers import causal_mask
+from tarjax.models.attention import causal_mask
 from tarjax.models.qwen2 import Qwen2, Qwen2Config
 from tarjax.sampling import generate_tokens
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tarjax.convert.formats import Tensor, damage, open_npz, open_safetensors
+from tarjax.convert.formats import HEADER_LIMIT, Tensor, damage, open_npz, open_safetensors
 from tarjax.convert.pickles import open_torch
 from tarjax.convert.rules import ConversionError
 
@@ -152,13 +152,14 @@ def kind_of(path: Path) -> str:
     raise ConversionError(f"{path} is empty")
   if head.startswith(b"version https://git-lfs"):
     raise ConversionError(f"{path} is a Git LFS pointer, not the weights themselves")
+  pickled = head[0] == 0x80 and head[1] in range(2, 6)  # or the length of a safetensors header
   if head.startswith(b"PK"):
     with damage(path, "zip archive"), zipfile.ZipFile(path) as archive:
       kind = "npz" if all(n.endswith(".npy") for n in archive.namelist()) else "torch"
-  elif head[0] == 0x80 and head[1] in range(2, 6):
-    kind = "torch"
-  elif head[8:9] == b"{":
+  elif head[8:9] == b"{" and (not pickled or int.from_bytes(head[:8], "little") <= HEADER_LIMIT):
     kind = "safetensors"
+  elif pickled:
+    kind = "torch"
   else:
     raise ConversionError(f"{path} is none of these: {', '.join(WHAT.values())}")
   named = KINDS.get(path.suffix, kind)

@@ -16,6 +16,7 @@ import numpy as np
 from tarjax.data.tokens import IGNORE, Vocab, is_image
 
 Example = tuple[np.ndarray, np.ndarray]  # tokens, labels: int32[l] each
+Window = tuple[list[tuple[int, Example]], list[list[int]]]  # indexed examples; which each row holds
 KEPT_WINDOWS = 3
 
 
@@ -111,11 +112,16 @@ class Packer:
   def row(self, r: int) -> dict[str, np.ndarray]:
     """Row r: tokens, labels, segments, positions: int32[length] each."""
     examples, plan = self._cached(r // self.rows)
-    chosen = [examples[i] for i in plan[r % self.rows]]
+    chosen = [examples[i][1] for i in plan[r % self.rows]]
     return fill_row(chosen, self._length, self._vocab.pad)
 
-  def _choose_rows(self, examples: list[Example]) -> int:
-    lengths = np.array([len(tokens) for tokens, _ in examples])
+  def members(self, r: int) -> list[int]:
+    """The indices of the examples in row r."""
+    examples, plan = self._cached(r // self.rows)
+    return [examples[i][0] for i in plan[r % self.rows]]
+
+  def _choose_rows(self, examples: list[tuple[int, Example]]) -> int:
+    lengths = np.array([len(tokens) for _, (tokens, _) in examples])
     if not lengths.size:
       raise ValueError(
         f"none of the first {self._window} examples fits a row of {self._length} tokens; raise "
@@ -125,14 +131,15 @@ class Packer:
     needed = sum(bool(row) for row in plan)
     return math.ceil(needed * (1 + 2 * lengths.std() / lengths.mean() / len(lengths) ** 0.5))
 
-  def _examples(self, window: int) -> list[Example]:
+  def _examples(self, window: int) -> list[tuple[int, Example]]:
+    """The examples of a window that can be learnt from, with their indices."""
     span = range(window * self._window, (window + 1) * self._window)
-    fitted = (fit(self._example(i), self._length, self._vocab) for i in span)
-    return [example for example in fitted if example is not None]
+    fitted = ((i, fit(self._example(i), self._length, self._vocab)) for i in span)
+    return [(i, example) for i, example in fitted if example is not None]
 
-  def _pack(self, window: int, examples: list[Example]) -> tuple[list[Example], list[list[int]]]:
+  def _pack(self, window: int, examples: list[tuple[int, Example]]) -> Window:
     """Examples of a window and, for each of its rows, which of them it holds."""
-    lengths = [len(tokens) for tokens, _ in examples]
+    lengths = [len(tokens) for _, (tokens, _) in examples]
     plan = plan_rows(lengths, self.rows, self._length)
     placed = [i for row in plan for i in row]
     with self._lock:
@@ -145,7 +152,7 @@ class Packer:
     order = np.random.default_rng((self._seed, window)).permutation(self.rows)
     return examples, [plan[i] for i in order]
 
-  def _cached(self, window: int) -> tuple[list[Example], list[list[int]]]:
+  def _cached(self, window: int) -> Window:
     """The packed window; threads that ask for one that is being packed wait for it."""
     with self._lock:
       future = self._windows.get(window)

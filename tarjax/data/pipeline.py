@@ -102,6 +102,19 @@ def make_batches(config, *, start_step: int = 0, sharding=None, split: str = "tr
   return Batches(format_, data, config.batch, rows, start_step, sharding)
 
 
+def sample_ids(config, split: str = "train") -> Callable[[int], list[str]]:
+  """step -> the ids of the samples in its batch, in order; packed rows hold several."""
+  data = make_config(config.data)
+  records = mix(data, workdir=config.workdir, split=split, seed=config.seed)
+  format_ = FORMATS[data.format](data, records, config, split)
+
+  def ids(step: int) -> list[str]:
+    rows = range(step * config.batch, (step + 1) * config.batch)
+    return [str(records(index).get("id", "?")) for row in rows for index in format_.members(row)]
+
+  return ids
+
+
 def mix(data: DataConfig, *, workdir: str, split: str, seed: int) -> Records:
   """The mixture that config.data.sources describes: index -> record.
 
@@ -223,6 +236,10 @@ class Images:
   def row(self, index: int) -> Row:
     return {"image": self.image(self._record(index), index)}
 
+  def members(self, index: int) -> list[int]:
+    """The records that a row is made of."""
+    return [index]
+
   def image(self, record: dict, index: int) -> np.ndarray:
     """First image of a record -> uint8[y x 3]."""
     if not record.get("images"):
@@ -262,6 +279,9 @@ class Codes:
     del data, config, split
     self._record = record
 
+  def members(self, index: int) -> list[int]:
+    return [index]
+
   def row(self, index: int) -> Row:
     record, target = self._record(index), self.target
     if not record.get("codes") or not record.get(target):
@@ -294,7 +314,7 @@ class Packed:
       rows=data.rows,
       seed=config.seed,
     )
-    self.row, self.stats = packer.row, packer.stats
+    self.row, self.members, self.stats = packer.row, packer.members, packer.stats
 
   def example(self, index: int) -> Example:
     """Tokens and labels of record `index`; two fair draws choose the scale and the wording."""

@@ -6,12 +6,14 @@ where k is the number of condition tokens given, so codes move when the conditio
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from tarjax.models.layers import (
   Array,
@@ -139,6 +141,31 @@ def sine_table(rows: int, width: int) -> np.ndarray:
   return np.concatenate([np.sin(angle), np.cos(angle)], 1).astype(np.float32)
 
 
+def resize_table(table: np.ndarray, cond_length: int, length: int) -> np.ndarray:
+  """The position table of another resolution: float32[k+T-1 d] -> float32[k+T'-1 d].
+
+  Rows of the condition stay. Those of the codes, as they lie behind the longest condition, are a
+  square picture without its last place, which is taken to be like the one before: it is stretched
+  bilinearly. A code behind a shorter condition takes other rows, and for it this is approximate.
+
+  Raises:
+    ValueError: numbers of codes that are no squares.
+  """
+  before = len(table) - cond_length + 1
+  sides = math.isqrt(max(before, 0)), math.isqrt(length)
+  if before < 1 or (sides[0] ** 2, sides[1] ** 2) != (before, length):
+    raise ValueError(
+      f"a position table of {len(table)} rows, {cond_length} of them the condition's, cannot be "
+      f"resized from {before} to {length} codes: both must be squares"
+    )
+  codes = np.asarray(table[cond_length:], np.float32)
+  codes = np.concatenate([codes, codes[-1:]]) if len(codes) else np.asarray(table[-1:], np.float32)
+  square = codes.reshape(sides[0], sides[0], -1)  # [y x d]
+  wide = jax.image.resize(square, (sides[1], sides[1], square.shape[-1]), "linear")
+  rows = np.asarray(wide).reshape(length, -1)[:-1]
+  return np.concatenate([np.asarray(table[:cond_length], np.float32), rows])
+
+
 class Block(nn.Module):
   """x + attention(norm1 x), then h + mlp(norm2 h), with dropout on both branches."""
 
@@ -152,8 +179,9 @@ class Block(nn.Module):
     init = normal(c.init_std)
     attn = Attention(c.heads, c.kv_heads, c.head_dim, False, False, dtype, init, name="attn")
     y = RMSNorm(c.eps, name="norm1")(x)
-    y, cache = attn(y, mask=mask, cache=cache, index=index)
+    y, cache = attn(y, mask=mask, causal=mask is None, cache=cache, index=index)
     x = shard(x + drop(y, c.resid_dropout, self.train), "batch", "length", "act_embed")
+    x = checkpoint_name(x, "resid")
     y = GatedMlp(c.mlp, dtype, init, name="mlp")(RMSNorm(c.eps, name="norm2")(x))
     return shard(x + drop(y, c.ffn_dropout, self.train), "batch", "length", "act_embed"), cache
 
@@ -205,11 +233,12 @@ class ArDtok(nn.Module):
       raise ValueError(f"{k} condition tokens and {l - k} codes exceed {c.rows} positions")
     x = x + jax.lax.dynamic_slice_in_dim(self.positions(), index, l).astype(dtype)
     x = shard(x, "batch", "length", "act_embed")
-    s = l if cache is None else cache["k"].shape[2]
-    mask = jnp.arange(s) <= index + jnp.arange(l)[:, None]  # [l s]
+    mask = None  # causal
+    if cache is not None:
+      mask = (jnp.arange(cache["k"].shape[2]) <= index + jnp.arange(l)[:, None])[None]  # [1 l s]
     axes = (nn.broadcast, 0, nn.broadcast)
     blocks = stack(Block, c.depth, c.remat, in_axes=axes)(c, train, name="blocks")
-    x, cache = blocks(x, mask[None], cache, index)
+    x, cache = blocks(x, mask, cache, index)
     x = x[:, -1:] if cache is not None else x[:, k - 1 :]  # [b T d]
     x = RMSNorm(c.eps, name="norm")(x)
     shape, axes = (c.width, c.vocab), ("act_embed", "vocab")

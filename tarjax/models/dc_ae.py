@@ -80,6 +80,8 @@ class DcAeConfig:
       object.__setattr__(self, side, stages)
     if len(self.encoder) != len(self.decoder):
       raise ValueError(f"{len(self.encoder)} encoder and {len(self.decoder)} decoder stages")
+    if not self.scaling > 0:
+      raise ValueError(f"scaling={self.scaling}: latents must be multiplied by more than 0")
     if self.act not in ACTIVATIONS:
       raise ValueError(f"activation {self.act!r} is none of {list(ACTIVATIONS)}")
 

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from tarjax.models.layers import (
   Array,
@@ -78,6 +79,8 @@ class DifDtokConfig:
       raise ValueError(f"width={self.width} does not divide into heads={self.heads}")
     if self.positions and self.width % 4:
       raise ValueError(f"positions need a width that 4 divides, not {self.width}")
+    if not (self.size > 0 and self.time_scale > 0):
+      raise ValueError(f"size={self.size} and time_scale={self.time_scale} must be above 0")
     object.__setattr__(self, "out", self.out or self.channels)
 
 
@@ -136,6 +139,7 @@ class Block(nn.Module):
     make: Any = {"qkv_bias": c.qkv_bias, "qk_norm": c.qk_norm, "dtype": dtype, "name": "attn"}
     y = LinearAttention(c.heads, c.width // c.heads, **make)(y)
     x = shard((x + gate1 * y).astype(x.dtype), "batch", "length", "act_embed")
+    x = checkpoint_name(x, "resid")
 
     make = {"init": xavier, "qk_norm": c.qk_norm, "dtype": dtype, "name": "cross"}
     cross = Attention(c.cross_heads, c.cross_heads, c.cross_head_dim, **make)

@@ -1,4 +1,4 @@
-"""The building blocks: the only matmuls, norms, attention, rotary, MLPs and convolutions.
+"""The building blocks: the only matmuls, norms, attention, MLPs and convolutions.
 
 Letters: b batch, l length, s cached length, d embed, f mlp, h heads, g kv heads, k head dim,
 v vocab, n layers, c channels, y x image rows and columns. Parameters are float32; matmul inputs
@@ -12,12 +12,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from tarjax.sharding import named, shard
+from tarjax.models.attention import attend, rotate
+from tarjax.sharding import named, platform, shard
 
 Array = jax.Array
 Init = Callable[..., Any]
-MASKED = -1e30  # finite: a row that is masked everywhere gives a mean, not NaN
+# What a block may keep for its backward pass: attention's output; queries, keys and values; the
+# stream between attention and MLP; and what goes into the MLP's nonlinearity (`up` of a plain one).
+SAVED = ("attn", "qkv", "resid", "gate", "up")
 
 
 def normal(std: float = 0.02) -> Init:
@@ -67,19 +71,23 @@ class Linear(nn.Module):
 
 
 def contract(eqn: str, x: Array, kernel: Array) -> Array:
-  """The einsum of `Linear`; on CPU as one flat matrix product, whose gradient is twice as fast.
+  """The einsum of `Linear`, where it is faster as a product of matrices.
 
-  That needs leading + contracted letters in the input, contracted + new ones in the kernel.
+  On CPU that is always, for then the gradient is twice as fast; on TPU where heads do not fill the
+  128 lanes, for then the product is as wide as all heads and not as their padded sum. It needs
+  leading + contracted letters in the input, contracted + new ones in the kernel.
   """
   inputs, out = eqn.split("->")
   given, letters = inputs.split(",")
   lead = len(given) - sum(c in letters for c in given)
   flat = letters.startswith(given[lead:]) and out == given[:lead] + letters[len(given) - lead :]
-  if jax.default_backend() != "cpu" or not flat:
+  on, new = platform(), kernel.shape[len(given) - lead :]
+  ragged = kernel.ndim > 2 and any(n % 128 for n in (*x.shape[lead + 1 :], *new[1:]))
+  if not flat or not (on == "cpu" or on == "tpu" and ragged):
     return jnp.einsum(eqn, x, kernel)
-  new = kernel.shape[len(given) - lead :]
   rows = math.prod(x.shape[lead:])
-  y = x.reshape(-1, rows) @ kernel.reshape(rows, -1)
+  left = (-1, rows) if on == "cpu" else (*x.shape[:lead], rows)
+  y = x.reshape(left) @ kernel.reshape(rows, -1)
   return y.reshape(*x.shape[:lead], *new)
 
 
@@ -204,55 +212,6 @@ class Conv(nn.Module):
     return y
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-  """Softmax attention with grouped kv heads and scale k^-1/2, softmax in float32.
-
-  Args:
-    q: float[b l h k].
-    k: float[b s g k], h a multiple of g; query head i reads kv head i // (h/g).
-    v: float[b s g k].
-    mask: broadcastable to [b l s]: bool, True is seen; or float, added to the logits. None sees
-      everything.
-
-  Returns:
-    float[b l h k].
-  """
-  b, l, h, d = q.shape
-  g = k.shape[2]
-  # heads first: the products are then plain batched matmuls, twice as fast on CPUs
-  q = q.reshape(b, l, g, h // g, d).transpose(0, 2, 3, 1, 4).reshape(b, g, -1, d)  # [b g r*l k]
-  k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [b g s k]
-  logits = jnp.einsum("bglk,bgsk->bgls", q * d**-0.5, k, preferred_element_type=jnp.float32)
-  if mask is not None:
-    mask = jnp.broadcast_to(mask, (mask.shape[0], l, k.shape[2]))
-    mask = jnp.tile(mask, (1, h // g, 1))[:, None]  # [b 1 r*l s]
-    logits = jnp.where(mask, logits, MASKED) if mask.dtype == bool else logits + mask
-  weights = jax.nn.softmax(logits, -1).astype(v.dtype)
-  y = jnp.einsum("bgls,bgsk->bglk", weights, v).reshape(b, g, h // g, l, d)
-  return y.transpose(0, 3, 1, 2, 4).reshape(b, l, h, d)
-
-
-def causal_mask(segments: Array) -> Array:
-  """Segments int32[b l] (0 is padding) -> bool[b l l]: a position sees its segment's past."""
-  i = jnp.arange(segments.shape[1])
-  same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0)
-  return same & (i[:, None] >= i[None, :])
-
-
-def rotary_table(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-  """Positions int32[b l] -> cos, sin float32[b l 1 k/2] of the half-split rotation."""
-  freq = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  angle = positions.astype(jnp.float32)[..., None, None] * freq  # [b l 1 k/2]
-  return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: Array, table: tuple[Array, Array]) -> Array:
-  """Half-split rotary embedding: float[b l h k] -> float[b l h k]; the product is float32."""
-  cos, sin = table
-  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
-
-
 def norm_heads(x: Array, name: str) -> Array:
   """An RMSNorm over all heads at once, in the module that calls: float[b l h k]."""
   return RMSNorm(1e-5, name=name)(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
@@ -264,7 +223,7 @@ class Attention(nn.Module):
   `qk_norm` puts an RMSNorm over all heads at once on queries and on keys. Call it with `context`
   for cross-attention, with `rotary` for rotary positions, and with `cache` and `index` for
   decoding: then keys and values are written into the cache at `index` and the whole cache is
-  attended to under `mask`.
+  attended to under `mask`. `mask`, `causal` and `segments` are those of `attention.attend`.
   """
 
   heads: int
@@ -277,7 +236,18 @@ class Attention(nn.Module):
   qk_norm: bool = False
 
   @nn.compact
-  def __call__(self, x, *, context=None, mask=None, rotary=None, cache=None, index: Any = None):
+  def __call__(
+    self,
+    x,
+    *,
+    context=None,
+    mask=None,
+    causal=False,
+    segments=None,
+    rotary=None,
+    cache=None,
+    index: Any = None,
+  ):
     """float[b l d] -> (float[b l d], cache)."""
     d, h, g, k = x.shape[-1], self.heads, self.kv_heads, self.head_dim
     context = x if context is None else context
@@ -294,6 +264,7 @@ class Attention(nn.Module):
       q, key = norm_heads(q, "norm_q"), norm_heads(key, "norm_k")
     if rotary is not None:
       q, key = rotate(q, rotary), rotate(key, rotary)
+    q, key, value = (checkpoint_name(y, "qkv") for y in (q, key, value))
     if cache is not None:
       start = (0, index, 0, 0)
       cache = {
@@ -301,7 +272,7 @@ class Attention(nn.Module):
         "v": jax.lax.dynamic_update_slice(cache["v"], value.astype(cache["v"].dtype), start),
       }
       key, value = cache["k"].astype(self.dtype), cache["v"].astype(self.dtype)
-    y = attend(q, key, value, mask)  # [b l h k]
+    y = attend(q, key, value, mask, causal=causal, segments=segments)  # [b l h k]
     axes = ("heads", "head_dim", "embed")
     make: Any = {"bias": self.out_bias, "dtype": self.dtype, "init": as_matrix(self.init, h * k)}
     return Linear("blhk,hkd->bld", (h, k, d), axes, name="out", **make)(y), cache
@@ -325,6 +296,7 @@ class Mlp(nn.Module):
       "bias_init": self.bias_init,
     }
     h = Linear("bld,df->blf", (d, f), ("embed", "mlp"), name="fc1", **make)(x)
+    h = checkpoint_name(h, "up")
     h = shard(nn.gelu(h, approximate=True), "batch", "length", "act_mlp")  # [b l f]
     return Linear("blf,fd->bld", (f, d), ("mlp", "embed"), name="fc2", **make)(h)
 
@@ -341,8 +313,8 @@ class GatedMlp(nn.Module):
     d, f = x.shape[-1], self.width
     make: Any = {"dtype": self.dtype, "init": self.init}
     up, down = ((d, f), ("embed", "mlp")), ((f, d), ("mlp", "embed"))
-    h = nn.silu(Linear("bld,df->blf", *up, name="gate", **make)(x))
-    h = h * Linear("bld,df->blf", *up, name="up", **make)(x)
+    h = nn.silu(checkpoint_name(Linear("bld,df->blf", *up, name="gate", **make)(x), "gate"))
+    h = h * checkpoint_name(Linear("bld,df->blf", *up, name="up", **make)(x), "up")
     h = shard(h, "batch", "length", "act_mlp")  # [b l f]
     return Linear("blf,fd->bld", *down, name="down", **make)(h)
 
@@ -351,12 +323,10 @@ def stack(block, depth: int, remat: str, *, in_axes: Any = nn.broadcast, out_axe
   """`depth` copies of a block class as one scanned, rematerialized block; params gain [n].
 
   The block is called as `x, y = block(x, *args)`; `in_axes` says for each of args whether it is
-  shared (`nn.broadcast`) or has a layer axis. `remat` names a policy of
-  `jax.checkpoint_policies`, or "none".
+  shared (`nn.broadcast`) or has a layer axis. `remat`: see `remat_policy`.
   """
   if remat != "none":
-    policy = getattr(jax.checkpoint_policies, remat)
-    block = nn.remat(block, prevent_cse=False, policy=policy)
+    block = nn.remat(block, prevent_cse=False, policy=remat_policy(remat))
   return nn.scan(
     block,
     length=depth,
@@ -365,8 +335,30 @@ def stack(block, depth: int, remat: str, *, in_axes: Any = nn.broadcast, out_axe
     in_axes=in_axes,
     out_axes=out_axes,
     metadata_params={nn.PARTITION_NAME: "layers"},
-    unroll=depth if jax.default_backend() == "cpu" else 1,  # a loop copies all it saves
+    unroll=depth if platform() == "cpu" else 1,  # a loop copies all it saves
   )
+
+
+def remat_policy(remat: str) -> Any:
+  """What the backward pass of a block finds saved, and does not compute again.
+
+  Args:
+    remat: names out of `SAVED`, as in "attn,qkv"; "full" saves the block's input alone; or a policy
+      of `jax.checkpoint_policies`. ("none", for `stack`, saves all.)
+
+  Raises:
+    ValueError: another name.
+  """
+  names = remat.split(",")
+  if set(names) <= set(SAVED):
+    return jax.checkpoint_policies.save_only_these_names(*names)
+  policy = getattr(jax.checkpoint_policies, "nothing_saveable" if remat == "full" else remat, None)
+  if policy is None:
+    raise ValueError(
+      f"remat={remat!r} is none, full, names out of {','.join(SAVED)}, or a policy of "
+      "jax.checkpoint_policies"
+    )
+  return policy
 
 
 def init_cache(depth: int, batch: int, length: int, kv_heads: int, head_dim: int, dtype):

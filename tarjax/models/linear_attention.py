@@ -21,7 +21,7 @@ from tarjax.models.layers import (
   xavier,
   zeros,
 )
-from tarjax.sharding import named, shard
+from tarjax.sharding import named, platform, shard
 
 EPS = 1e-15
 
@@ -83,7 +83,7 @@ class ChannelConv(nn.Module):
     shape, axes = (self.size, self.size, 1, x.shape[-1]), (None, None, "conv_in", "conv_out")
     kernel = self.param("kernel", named(lecun, *axes), shape, jnp.float32).astype(self.dtype)
     x = x.astype(self.dtype)
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
       y = sum_of_shifts(x, kernel)
     else:
       names = ("NHWC", "HWIO", "NHWC")

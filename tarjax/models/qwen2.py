@@ -10,7 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from tarjax.models.attention import rotary_table
 from tarjax.models.layers import (
   Array,
   Attention,
@@ -18,10 +20,8 @@ from tarjax.models.layers import (
   GatedMlp,
   Linear,
   RMSNorm,
-  causal_mask,
   init_cache,
   normal,
-  rotary_table,
   stack,
 )
 from tarjax.sharding import shard
@@ -31,8 +31,8 @@ from tarjax.sharding import shard
 class Qwen2Config:
   """Sizes of a Qwen2 model; the defaults are Qwen2.5-0.5B.
 
-  `vocab` is the number of rows of the table, padding rows included. `remat` names a policy of
-  `jax.checkpoint_policies`, or "none".
+  `vocab` is the number of rows of the table, padding rows included. `remat` is "none"
+  or a policy by name, see `layers.remat_policy`.
   """
 
   vocab: int = 151_936
@@ -62,14 +62,15 @@ class Block(nn.Module):
   collect: bool = False
 
   @nn.compact
-  def __call__(self, x, mask, rotary, cache, index):
+  def __call__(self, x, mask, segments, rotary, cache, index):
     """float[b l d] -> (float[b l d], (cache, the block's input or None))."""
     c, dtype = self.config, jnp.dtype(self.config.dtype)
     attn = Attention(c.heads, c.kv_heads, c.head_dim, True, False, dtype, name="attn")
     before = x if self.collect else None
     y = RMSNorm(c.eps, name="norm1")(x)
-    y, cache = attn(y, mask=mask, rotary=rotary, cache=cache, index=index)
-    x = shard(x + y, "batch", "length", "act_embed")  # [b l d]
+    sight: Any = {"mask": mask, "causal": mask is None, "segments": segments}
+    y, cache = attn(y, **sight, rotary=rotary, cache=cache, index=index)
+    x = checkpoint_name(shard(x + y, "batch", "length", "act_embed"), "resid")  # [b l d]
     y = GatedMlp(c.mlp, dtype, name="mlp")(RMSNorm(c.eps, name="norm2")(x))
     return shard(x + y, "batch", "length", "act_embed"), (cache, before)
 
@@ -82,7 +83,7 @@ class Qwen2(nn.Module):
 
   def setup(self):
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    axes = (nn.broadcast, nn.broadcast, 0, nn.broadcast)
+    axes = (*[nn.broadcast] * 3, 0, nn.broadcast)
     self.table = Embed(c.vocab, c.width, dtype, normal(c.width**-0.5), name="embed")
     self.blocks = stack(Block, c.depth, c.remat, in_axes=axes)(c, self.collect)
     self.norm = RMSNorm(c.eps)
@@ -101,6 +102,7 @@ class Qwen2(nn.Module):
     embeds: Array | None = None,
     positions: Array | None = None,
     mask: Array | None = None,
+    segments: Array | None = None,
     cache: Any = None,
     index: Array | int | None = None,
   ) -> tuple[Array, Any]:
@@ -110,8 +112,8 @@ class Qwen2(nn.Module):
       ids: int32[b l]; or give `embeds`.
       embeds: float[b l d], in the place of `embed(ids)`.
       positions: int32[b l]; None counts from 0.
-      mask: bool[b l s], True is seen; None is causal, which needs no cache. Packed batches use
-        `layers.causal_mask(segments)`.
+      mask: bool[b l s], True is seen; None is causal, which needs no cache.
+      segments: int32[b l], 0 is padding: with mask None, a position sees its segment only.
       cache: {"k", "v": float[n b s g k]} from `empty_cache`, or None.
       index: int32[], where in the cache the l new entries go.
 
@@ -131,10 +133,8 @@ class Qwen2(nn.Module):
     x = shard(x, "batch", "length", "act_embed")  # [b l d]
     if positions is None:
       positions = jnp.arange(x.shape[1])[None]
-    if mask is None:
-      mask = causal_mask(jnp.ones((1, x.shape[1]), jnp.int32))  # [1 l l]
     rotary = rotary_table(positions, self.config.head_dim, self.config.theta)
-    x, (cache, states) = self.blocks(x, mask, rotary, cache, index)
+    x, (cache, states) = self.blocks(x, mask, segments, rotary, cache, index)
     x = self.norm(x)
     if self.is_initializing():
       self.logits(x)
@@ -144,6 +144,11 @@ class Qwen2(nn.Module):
     """Hidden states float[b l d] -> float32[b l v], through the table itself when it is tied."""
     y = self.table.attend(hidden) if self.config.tied else self.lm_head(hidden)
     return shard(y.astype(jnp.float32), "batch", "length", "act_vocab")
+
+
+def head_table(config: Qwen2Config, params: Any) -> Array:
+  """What `logits` multiplies with, seen as float32[v d]."""
+  return params["embed"]["embedding"] if config.tied else params["lm_head"]["kernel"].T
 
 
 def empty_cache(config: Qwen2Config, batch: int, length: int) -> dict[str, jax.Array]:

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from tarjax.models.layers import (
   Array,
@@ -99,7 +100,8 @@ class Block(nn.Module):
     dtype, d = jnp.dtype(c.dtype), x.shape[-1]
     make: Any = {"dtype": dtype, "init": xavier}
     attn = Attention(c.heads, c.heads, d // c.heads, name="attn", **make)
-    x = x + attn(LayerNorm(c.eps, name="norm1")(x), mask=mask)[0]  # [b l d]
+    x = x + attn(LayerNorm(c.eps, name="norm1")(x), mask=mask)[0]
+    x = checkpoint_name(x, "resid")  # [b l d]
     x = x + Mlp(c.mlp, name="mlp", **make)(LayerNorm(c.eps, name="norm2")(x))
     x = shard(x, "batch", "length", "act_embed")
     return x, x if self.collect else None

@@ -11,10 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from tarjax.models.layers import Array, Linear, normal
 from tarjax.models.siglip2 import unit
-from tarjax.sharding import named
+from tarjax.sharding import named, platform
 
 LANES = 128
 LAST = 2**31 - 1
@@ -23,13 +24,16 @@ LAST = 2**31 - 1
 def nearest_code(z: Array, codebook: Array, block: int = 8192) -> tuple[Array, Array]:
   """The nearest entry by Euclidean distance; the first of equals. No gradient flows.
 
+  Under a mesh every device searches for its own part of the batch, and over the axis `model` among
+  its own part of the codebook; the result is the same.
+
   Args:
-    z: float[... d].
+    z: float[b ... d].
     codebook: float[e d].
     block: entries compared at a time; the distances held are [t block].
 
   Returns:
-    indices int32[...], squared distance float32[...].
+    indices int32[b ...], squared distance float32[b ...].
 
   Raises:
     ValueError: widths that differ.
@@ -38,33 +42,58 @@ def nearest_code(z: Array, codebook: Array, block: int = 8192) -> tuple[Array, A
     raise ValueError(f"features are {z.shape[-1]} wide, the codebook {codebook.shape[-1]}")
   flat = jax.lax.stop_gradient(z).astype(jnp.float32).reshape(-1, z.shape[-1])  # [t d]
   table = jax.lax.stop_gradient(codebook).astype(jnp.float32)
-  norm = jnp.square(table).sum(-1)  # [e]
-
-  def search(rows, norms):  # |z|^2 is the same for all entries and would only add rounding
-    product = jnp.einsum("td,ed->te", flat, rows, precision=jax.lax.Precision.HIGHEST)
-    return first_min(norms - 2 * product)
-
-  if len(table) <= block:
-    value, index = search(table, norm)
+  mesh = jax.sharding.get_abstract_mesh()
+  rows = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+  parts = 1 if mesh.empty else mesh.shape["model"]
+  if mesh.empty or len(z) % rows or len(table) % parts:
+    value, index = search(flat, table, block)
   else:
-    pad = -len(table) % block
-    rows = jnp.pad(table, ((0, pad), (0, 0))).reshape(-1, block, table.shape[1])
-    norms = jnp.pad(norm, (0, pad), constant_values=jnp.inf).reshape(-1, block)
 
-    def step(best, xs):
-      value, index = search(xs[0], xs[1])
-      nearer = value < best[0]  # strictly: earlier blocks win ties
-      return (jnp.where(nearer, value, best[0]), jnp.where(nearer, index + xs[2], best[1])), None
+    def local(flat, part):
+      value, index = search(flat, part, block)
+      if parts > 1:
+        index += jax.lax.axis_index("model") * len(part)
+        value, index = (jax.lax.all_gather(x, "model", axis=1) for x in (value, index))
+        value, index = first_min(value, index)
+      return value, index
 
-    start = (jnp.full(len(flat), jnp.inf), jnp.zeros(len(flat), jnp.int32))
-    offsets = jnp.arange(len(rows), dtype=jnp.int32) * block
-    (value, index), _ = jax.lax.scan(step, start, (rows, norms, offsets))
+    own = PartitionSpec(("data", "fsdp"))
+    places = (own, PartitionSpec("model"))
+    value, index = jax.shard_map(local, in_specs=places, out_specs=own, check_vma=False)(
+      flat, table
+    )
   distance = jnp.maximum(value + jnp.square(flat).sum(-1), 0)
   return index.reshape(z.shape[:-1]), distance.reshape(z.shape[:-1])
 
 
-def first_min(d: Array) -> tuple[Array, Array]:
+def search(flat: Array, table: Array, block: int) -> tuple[Array, Array]:
+  """float32[t d], float32[e d] -> least |row|^2 - 2 row.z float32[t], and its row int32[t]."""
+  norm = jnp.square(table).sum(-1)  # [e]
+
+  def among(rows, norms):  # |z|^2 is the same for all entries and would only add rounding
+    product = jnp.einsum("td,ed->te", flat, rows, precision=jax.lax.Precision.HIGHEST)
+    return first_min(norms - 2 * product)
+
+  if len(table) <= block:
+    return among(table, norm)
+  pad = -len(table) % block
+  rows = jnp.pad(table, ((0, pad), (0, 0))).reshape(-1, block, table.shape[1])
+  norms = jnp.pad(norm, (0, pad), constant_values=jnp.inf).reshape(-1, block)
+
+  def step(best, xs):
+    value, index = among(xs[0], xs[1])
+    nearer = value < best[0]  # strictly: earlier blocks win ties
+    return (jnp.where(nearer, value, best[0]), jnp.where(nearer, index + xs[2], best[1])), None
+
+  start = (jnp.full(len(flat), jnp.inf), jnp.zeros(len(flat), jnp.int32))
+  offsets = jnp.arange(len(rows), dtype=jnp.int32) * block
+  return jax.lax.scan(step, start, (rows, norms, offsets))[0]
+
+
+def first_min(d: Array, ids: Array | None = None) -> tuple[Array, Array]:
   """Least value of each row and where it first is: float32[t e] -> float32[t], int32[t].
+
+  With `ids` int32[t e], the least id among the equals takes the place of where.
 
   One reduction of (value, index) pairs: on TPU, argmin would keep its running minimum in
   bfloat16. On CPU, reducing over a middle axis first lets it run over vector lanes, twice as fast
@@ -75,9 +104,9 @@ def first_min(d: Array) -> tuple[Array, Array]:
     left = (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
     return jnp.where(left, a[0], b[0]), jnp.where(left, a[1], b[1])
 
-  pairs = (d, jax.lax.broadcasted_iota(jnp.int32, d.shape, 1))
+  pairs = (d, jax.lax.broadcasted_iota(jnp.int32, d.shape, 1) if ids is None else ids)
   worst = (np.float32(np.inf), np.int32(LAST))
-  if jax.default_backend() == "cpu" and d.shape[1] % LANES == 0:
+  if platform() == "cpu" and d.shape[1] % LANES == 0:
     cut = (d.shape[0], -1, LANES)
     pairs = jax.lax.reduce((pairs[0].reshape(cut), pairs[1].reshape(cut)), worst, lower, (1,))
   value, index = jax.lax.reduce(tuple(pairs), worst, lower, (1,))
@@ -104,7 +133,7 @@ class SimVq(nn.Module):
 
   def setup(self):
     d = self.width
-    init = named(normal(d**-0.5), "codebook", "embed")
+    init = named(normal(d**-0.5), "codebook", "act_embed")
     self.embedding = self.param("embedding", init, (self.codes, d), jnp.float32)
     self.proj = Linear("ed,dk->ek", (d, d), ("embed", "act_embed"), bias=True, init=identity)
     if self.stochastic and self.temperature < 0:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tarjax.models.layers import Conv, GroupNorm, Linear, attend
+from tarjax.models.attention import attend
+from tarjax.models.layers import Conv, GroupNorm, Linear
 from tarjax.models.siglip2 import unit
 from tarjax.models.vq import nearest_code
 from tarjax.sharding import named, shard

@@ -43,7 +43,10 @@ class Task(Protocol):
   def loss(self) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """A method (params, frozen, batch, rng, *, train: bool, **static) -> (float32[], metrics).
 
-    Metrics are scalars; an int array under "codes" is counted as code usage.
+    Metrics are scalars; an int array under "codes" is counted as code usage. A loss that is no
+    mean over equally many things in every example has under "counts" over how many it is, as
+    {"loss": n}, and the same of other metrics. A task with an attribute `couples` that is not ""
+    has no such mean, and says there why.
     """
     ...
 
@@ -51,10 +54,10 @@ class Task(Protocol):
 # Top-level config keys that one task reads, beyond those that every run has.
 TASK_KEYS: dict[str, frozenset[str]] = {
   "siglip2": frozenset({"dense"}),
-  "mllm": frozenset({"words", "widen", "ta_tok", "loss_chunk"}),
+  "mllm": frozenset({"words", "widen", "ta_tok", "ta_tok_from", "loss_chunk"}),
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
   "vqvae": frozenset({"mix"}),
-  "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales"}),
+  "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales", "abs_pe_resize"}),
   "dc_ae": frozenset({"unit", "latent_noise"}),
   "dif_dtok": frozenset({"ta_tok", "ta_tok_from", "dc_ae", "dc_ae_from", "dc_ae_size"})
   | {"sana_from", "trained", "shift", "cond_dropout", "scales"},

@@ -10,17 +10,33 @@ import jax
 import jax.numpy as jnp
 
 from tarjax import losses
-from tarjax.models.ar_dtok import ArDtok, ArDtokConfig
+from tarjax.models.ar_dtok import ArDtok, ArDtokConfig, resize_table
 from tarjax.models.ta_tok import TaTok, TaTokConfig
 from tarjax.tasks.inputs import draw_scale
 from tarjax.tasks.ta_tok import merge
 
+RESIZE = ("interp", "reinit")
+
 
 class Task:
-  """Batches are `codes`: codes1..3 int32[b n_s] (visual words), vq int32[b t]."""
+  """Batches are `codes`: codes1..3 int32[b n_s] (visual words), vq int32[b t].
+
+  `config.ta_tok` and `ta_tok_from` are the frozen tokenizer's network and its run. Where another
+  resolution is the start (`config.init[""]`, with "positions" in `config.dont_load`),
+  `config.abs_pe_resize` says how the longer position table starts: "interp" stretches the other
+  run's, "reinit" leaves it at random, as the reference does.
+  """
 
   def __init__(self, config):
     self.config = config
+    resize = config.get("abs_pe_resize", "reinit")
+    if resize not in RESIZE:
+      raise ValueError(f"config.abs_pe_resize={resize!r} is none of {RESIZE}")
+    if resize == "interp" and not ("" in config.init and "positions" in config.dont_load):
+      raise ValueError(
+        "config.abs_pe_resize='interp' needs a run in config.init[''] and 'positions' in "
+        "config.dont_load"
+      )
     self.net = ArDtokConfig(**config.model)
     self.model: Any = ArDtok(self.net)
     self.ta_tok: Any = TaTok(TaTokConfig(**config.ta_tok))
@@ -35,7 +51,11 @@ class Task:
     return {"ta_tok": {k: v for k, v in whole.items() if k in DECODING}}
 
   def start(self, params, frozen, load, workdir, batch):
-    """Takes what decodes visual words from the trained TA-Tok."""
+    """Takes what decodes visual words from the trained TA-Tok, and resizes the position table."""
+    if self.config.get("abs_pe_resize") == "interp":
+      table = load(f"{self.config.init['']}:positions")
+      table = resize_table(table, self.net.cond_length, self.net.length)
+      params = dict(params, positions=table)
     spec = self.config.ta_tok_from
     whole = merge(load(spec), load(spec, frozen=True))
     return params, {"ta_tok": {k: whole[k] for k in DECODING}}

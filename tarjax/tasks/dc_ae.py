@@ -23,6 +23,7 @@ class Task:
     self.model: Any = DcAe(self.net)
     self.unit = config.get("unit", 0.0)
     self.noise = config.get("latent_noise", 0.0)
+    self.couples = "config.unit compares moments of the batch" if self.unit else ""
 
   def init(self, rng):
     side = 2 * self.net.factor

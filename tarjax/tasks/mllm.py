@@ -11,8 +11,7 @@ import numpy as np
 
 from tarjax import losses
 from tarjax.models import tar
-from tarjax.models.layers import MASKED, causal_mask
-from tarjax.models.qwen2 import Qwen2, Qwen2Config
+from tarjax.models.qwen2 import Qwen2, Qwen2Config, head_table
 from tarjax.models.ta_tok import TaTok, TaTokConfig
 from tarjax.tasks.ta_tok import merge
 
@@ -24,7 +23,7 @@ class Task:
   words, 0 for a text model). `config.widen` starts this run from a text model: llm and ta_tok
   (checkpoint specs), embed_init, and scale, which the codebook is divided by to have rows like the
   text's; `config.ta_tok` is then the tokenizer's network. Without it, a run starts from config.init
-  or from scratch.
+  or from scratch, and `config.ta_tok_from` may name the run whose words the data must be.
   """
 
   def __init__(self, config):
@@ -73,19 +72,20 @@ class Task:
 
   def loss(self, params, frozen, batch, rng, *, train):
     """Cross-entropy over labelled tokens; text and visual words are also logged apart."""
-    model = {"params": params}
-    mask = causal_mask(batch["segments"])
-    hidden, _ = self.model.apply(model, batch["tokens"], positions=batch["positions"], mask=mask)
-    labels = batch["labels"][:, 1:]  # [b l-1]
-
-    def head(x):  # padding rows of the table are no words
-      logits = self.model.apply(model, x, method="logits")
-      return jnp.where(jnp.arange(self.net.vocab) < self.used, logits, MASKED)
-
+    packed = {name: batch[name] for name in ("positions", "segments")}
+    hidden, _ = self.model.apply({"params": params}, batch["tokens"], **packed)
+    # aligned with what comes next; after the last position, nothing does
+    labels = jnp.pad(batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=losses.IGNORED)
     image = labels >= self.first_image
     total, count, parts = losses.chunked_cross_entropy(
-      head, hidden[:, :-1], labels, self.config.loss_chunk, {"text": ~image, "image": image}
+      hidden,
+      head_table(self.net, params),
+      labels,
+      self.config.loss_chunk,
+      self.used,  # padding rows of the table are no words
+      {"text": ~image, "image": image},
     )
-    metrics = {f"loss_{k}": s / jnp.maximum(n, 1) for k, (s, n) in parts.items()}
+    metrics: dict[str, Any] = {f"loss_{k}": s / jnp.maximum(n, 1) for k, (s, n) in parts.items()}
     metrics["filled"] = (batch["segments"] > 0).mean()
+    metrics["counts"] = {"loss": count} | {f"loss_{k}": n for k, (_, n) in parts.items()}
     return total / jnp.maximum(count, 1), metrics

@@ -37,6 +37,8 @@ class ReadOut(nn.Module):
 class Task:
   """Batches are `pairs`: image uint8[b y x 3], text int32[b t]."""
 
+  couples = "every picture of a batch is compared with every text"
+
   def __init__(self, config):
     self.vision = VisionConfig(**config.model.vision)
     self.text = TextConfig(**config.model.text)

@@ -29,6 +29,7 @@ class Task:
     self.teacher: Any = VisionTower(encoder, blocks=self.net.blocks, post_norm=False, head=False)
     self.beta = config.get("beta", 1.0)
     self.match = config.get("codebook", {}).get("match", 0.0)
+    self.couples = "config.codebook.match compares moments of the batch" if self.match else ""
 
   def _images(self):
     side = self.net.encoder.image

@@ -23,6 +23,9 @@ class Task:
   def __init__(self, config):
     self.model: Any = VqVae(VqVaeConfig(**config.model))
     self.mix = config.get("mix", 0.0)
+    self.couples = "config.mix exchanges places between pictures" if self.mix else ""
+    if self.model.config.entropy_ratio:
+      self.couples = "config.model.entropy_ratio weighs an entropy over the batch"
 
   def init(self, rng):
     side = 2 * self.model.config.factor

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import ml_dtypes
 import numpy as np
 import torch
@@ -33,6 +34,34 @@ QWEN = {
   "bos_token_id": 1,
   "eos_token_id": 2,
 }
+SANA = {
+  "in_channels": 4,
+  "out_channels": 4,
+  "num_attention_heads": 2,
+  "attention_head_dim": 8,
+  "num_layers": 3,
+  "num_cross_attention_heads": 2,
+  "cross_attention_head_dim": 12,
+  "cross_attention_dim": 16,
+  "caption_channels": 10,
+  "sample_size": 2,
+}
+DC_AE = {
+  "latent_channels": 4,
+  "attention_head_dim": 4,
+  "encoder_block_types": ["ResBlock", "EfficientViTBlock"],
+  "decoder_block_types": ["ResBlock", "EfficientViTBlock"],
+  "encoder_block_out_channels": [8, 16],
+  "decoder_block_out_channels": [8, 16],
+  "encoder_layers_per_block": [1, 1],
+  "decoder_layers_per_block": [1, 1],
+  "encoder_qkv_multiscales": [[], [5]],
+  "decoder_qkv_multiscales": [[], [5]],
+  "downsample_block_type": "Conv",
+  "upsample_block_type": "interpolate",
+  "scaling_factor": 0.5,
+}
+DPM = {"flow_shift": 2.5, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 
 def run(*argv) -> int:
@@ -71,6 +100,34 @@ def naflex(folder: Path, dtype="float32", level=""):
   config = transformers.Siglip2VisionConfig(**TOWER, num_patches=16, patch_size=2)
   random_(transformers.Siglip2VisionModel(config), dtype).save_pretrained(folder)
   spell(folder, level)
+  return folder
+
+
+def sana(folder: Path, dtype="float32", shards="10MB", **config):
+  model = diffusers.SanaTransformer2DModel(**(SANA | config))
+  random_(model, dtype).save_pretrained(folder, max_shard_size=shards)
+  return folder
+
+
+def dc_ae(folder: Path, dtype="float32", shards="10MB", **config):
+  model = diffusers.AutoencoderDC(**(DC_AE | config))
+  random_(model, dtype).save_pretrained(folder, max_shard_size=shards)
+  return folder
+
+
+def sana_folder(folder: Path, dtype="float32", scheduler=None, tokens=5):
+  """A whole SANA as diffusers saves it, with Tar's negative embeddings."""
+  whole = diffusers.SanaPipeline(
+    tokenizer=None,
+    text_encoder=None,
+    vae=random_(diffusers.AutoencoderDC(**DC_AE), dtype),
+    transformer=random_(diffusers.SanaTransformer2DModel(**SANA), dtype),
+    scheduler=scheduler or diffusers.DPMSolverMultistepScheduler(**DPM),
+  )
+  whole.save_pretrained(folder)
+  generator = torch.Generator().manual_seed(1)
+  negative = torch.randn(tokens, SANA["caption_channels"], generator=generator)
+  torch.save(negative.to(DTYPES[dtype]), folder / "negative_prompt_embeds.pth")
   return folder
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import transformers
 from ml_collections import ConfigDict
 from safetensors.torch import load_file, save_file
 
-from tarjax import checkpoint
+from tarjax import checkpoint, saving
 from tarjax.convert import ar_dtok, formats, qwen2, store, vqvae
 from tarjax.convert.inspecting import table_of
 from tarjax.convert.kinds import load_kind
@@ -91,6 +92,18 @@ def test_folders(kind, dtype, tmp_path):
     assert (out / name).read_bytes() == (source / name).read_bytes()
   assert kind != "untied" or len(list(source.glob("*.safetensors"))) > 1
   assert checkpoint.read_config(run).task in ("mllm", "siglip2")
+
+
+def test_a_header_may_begin_like_a_pickle(tmp_path):
+  """The first bytes of a safetensors file are its header's length, which may be any."""
+  source = make.qwen2(tmp_path / "source", "bfloat16")
+  file, length = source / "model.safetensors", 0x10280  # 80 02 ..: also how a pickle begins
+  data = file.read_bytes()
+  stop = 8 + int.from_bytes(data[:8], "little")
+  head = data[8:stop].ljust(length)
+  file.write_bytes(length.to_bytes(8, "little") + head + data[stop:])
+  _, out = there_and_back(source, tmp_path)
+  make.same(make.tensors_of(out), make.tensors_of(source))
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
@@ -268,7 +281,7 @@ def test_a_trained_run_is_exported(tmp_path):
   params, frozen = checkpoint.load(str(tmp_path / "run")), checkpoint.load_frozen(tmp_path / "run")
   config = checkpoint.read_config(tmp_path / "run")
   trained = tmp_path / "trained"
-  saver = checkpoint.Saver(trained, keep=1)
+  saver = saving.Saver(trained, keep=1)
   arrays = jax.tree.map(jax.numpy.asarray, params)
   saver.save(7, TrainState(7, arrays, {"m": arrays["in_linear"]}), {})
   saver.close()
@@ -388,6 +401,31 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr("shutil.disk_usage", lambda _: type(real_usage)(0, 0, 100))
   assert make.run("import", source, "--to", tmp_path / "run") == 2
   assert "GB left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["tied", "vqvae", "ar_dtok"])
+def test_a_disk_that_takes_no_more(kind, tmp_path, capsys):
+  """The system itself refuses to write, in the middle of a file of either format."""
+  if kind in FILES:
+    source, options = FILES[kind](tmp_path, "float32")
+  else:
+    source, options = FOLDERS[kind](tmp_path / "source", "float32"), []
+  run = tmp_path / "run"
+  assert make.run("import", source, "--to", run, *options) == 0
+  before = sorted(tmp_path.iterdir())
+  capsys.readouterr()
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
+  try:
+    codes = [
+      make.run("import", source, "--to", tmp_path / "again", *options),
+      make.run("export", run, "--to", tmp_path / "out.pth"),
+    ]
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  err = capsys.readouterr().err
+  assert codes == [2, 2] and err.count("too large a file") == 2 == err.count("\n")
+  assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -1,11 +1,14 @@
-"""Attention under every mask shape that broadcasts, against a plain loop over heads."""
+"""Attention under every mask that broadcasts, against plain loops; products; what is kept."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tarjax.models.layers import attend, contract
+from tarjax.models.attention import attend
+from tarjax.models.layers import contract, remat_policy
+from tarjax.models.qwen2 import Qwen2, Qwen2Config
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7), (1, 5, 7), (2, 1, 7), None])
@@ -42,3 +45,40 @@ def test_contract_is_the_einsum(eqn, x, kernel):
   x, kernel = jax.random.normal(one, x), jax.random.normal(two, kernel)
   want = np.einsum(eqn, np.asarray(x, np.float64), np.asarray(kernel, np.float64))
   np.testing.assert_allclose(contract(eqn, x, kernel), want, atol=1e-5)
+
+
+REMATS = ("none", "full", "attn", "attn,qkv,resid", "attn,qkv,resid,gate,up", "dots_saveable")
+
+
+def test_remat_policies_change_what_is_kept_and_no_gradient():
+  ids = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 6)))
+
+  def run(remat):
+    model = Qwen2(
+      Qwen2Config(32, 16, 2, heads=2, kv_heads=1, head_dim=8, mlp=32, remat=remat, tied=True)
+    )
+    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), ids))
+
+    def loss(p):
+      hidden, _ = model.apply(p, ids)
+      return jnp.square(hidden * jnp.arange(16)).mean()
+
+    products = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
+    return products, jax.jit(jax.grad(loss))(params)
+
+  found = {remat: run(remat) for remat in REMATS}
+  for remat in REMATS[1:]:
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+      found[remat][1],
+      found["none"][1],
+    )
+  products = [found[remat][0] for remat in ("full", "attn", "attn,qkv,resid", REMATS[4])]
+  assert products == sorted(products, reverse=True) and len(set(products)) == 4
+  assert found["dots_saveable"][0] == found["none"][0] < products[-1] + 1
+
+
+@pytest.mark.parametrize("remat", ["atn", "attn,ffn", ""])
+def test_an_unknown_policy_is_refused(remat):
+  with pytest.raises(ValueError, match="is none, full, names out of attn,qkv,resid,gate,up"):
+    remat_policy(remat)

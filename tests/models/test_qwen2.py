@@ -10,7 +10,7 @@ import pytest
 
 from tarjax.convert.qwen2 import from_torch, hf_config, qwen2_config, run_parity, to_torch
 from tarjax.convert.rules import ConversionError
-from tarjax.models.layers import causal_mask
+from tarjax.models.attention import causal_mask
 from tarjax.models.qwen2 import Qwen2, Qwen2Config, empty_cache
 from tarjax.sharding import make_mesh, tree_shardings
 from tests import golden

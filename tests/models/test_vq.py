@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tarjax import sharding
 from tarjax.models.vq import SimVq, mean_distances, nearest_code, select_codebook
 
 
@@ -180,3 +181,19 @@ def test_equal_means_go_to_the_lower_number_and_candidates_bound_the_choice():
 def test_impossible_selections_are_refused(options):
   with pytest.raises(ValueError):
     select_codebook(np.ones((30, 4)), **options)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 4, "model": 2}, {"fsdp": 2, "model": 4}, {"data": 8}])
+def test_a_search_over_devices_is_the_search(sizes):
+  """Also among equals, of which the first is taken, wherever it lies."""
+  rng = np.random.default_rng(0)
+  table = jnp.asarray(rng.normal(size=(64, 8)), jnp.float32)
+  table = table.at[32:40].set(table[:8])
+  z = jnp.concatenate([table[:40], table[:24] + 0.01]).reshape(8, 8, 8)
+  want = nearest_code(z, table)
+  mesh = sharding.make_mesh(sizes)
+  with jax.set_mesh(mesh):
+    got = jax.jit(nearest_code, static_argnums=2)(z, table, 4)
+  np.testing.assert_array_equal(got[0], want[0])
+  assert (np.asarray(got[0]).reshape(-1)[32:40] == np.arange(8)).all()
+  np.testing.assert_allclose(got[1], want[1], atol=1e-6)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tarjax import checkpoint, tasks, train
+from tarjax import checkpoint, saving, tasks, train
 from tarjax.config import claim
 from tarjax.convert.rules import flatten, unflatten
 from tarjax.data import sources
@@ -133,7 +133,7 @@ def records():
 def test_a_run_trains_what_reads_the_condition_and_nothing_else(tmp_path):
   sources.write_records(tmp_path / "latents", records(), meta={})
   for name, (params, frozen) in networks().items():
-    saver = checkpoint.Saver(tmp_path / name, 1)
+    saver = saving.Saver(tmp_path / name, 1)
     saver.save(1, TrainState(1, params, {"none": np.zeros(1)}), {})
     saver.close()
     checkpoint.save_frozen(tmp_path / name, frozen)

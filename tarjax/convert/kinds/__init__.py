@@ -63,7 +63,7 @@ class Kind(Protocol):
     ...
 
 
-KINDS = ("qwen2", "siglip2", "ta_tok", "vqvae", "ar_dtok")
+KINDS = ("qwen2", "siglip2", "ta_tok", "vqvae", "ar_dtok", "dif_dtok", "dc_ae")
 
 
 def load_kind(name: str) -> Kind:
@@ -89,7 +89,13 @@ def recognise(source: Source, given: Mapping[str, Any]) -> Found:
     ConversionError: none, or one that is not complete.
   """
   for name in KINDS:
-    found = load_kind(name).recognise(source, given)
+    try:
+      found = load_kind(name).recognise(source, given)
+    except ConversionError:
+      raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+      what = f"{e} is missing" if isinstance(e, KeyError) else " ".join(str(e).split())[:200]
+      raise ConversionError(f"{source.path}: its config or args are none of {name}: {what}") from e
     if found:
       return found
   names = list(source.tensors)
@@ -117,6 +123,23 @@ def count(source: Source, prefix: str) -> int:
   """One more than the largest number that follows `prefix` in a name."""
   rest = [n[len(prefix) :].split(".")[0] for n in source.tensors if n.startswith(prefix)]
   return max((int(n) + 1 for n in rest if n.isdigit()), default=0)
+
+
+def diffusers_class(source: Source, config: Mapping[str, Any], name: str, mark: str) -> bool:
+  """Whether a source is of this class of diffusers, by its config or, if that is silent, a tensor.
+
+  Raises:
+    ConversionError: it is, and nothing says its sizes.
+  """
+  if "_class_name" in config:
+    return config["_class_name"] == name
+  if mark not in source.tensors or "model_type" in config:
+    return False
+  if not config:
+    raise ConversionError(
+      f"{source.path} looks like a {name} but has no config.json with its sizes"
+    )
+  return True
 
 
 def guess_heads(width: int) -> int:

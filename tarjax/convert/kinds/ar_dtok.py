@@ -43,10 +43,7 @@ def recognise(source: Source, given: Mapping[str, Any]) -> Found | None:
     raise ConversionError(f"{source.path} looks like {WHAT} but has no args")
   size, guessed = sizes(source, str(name), args, given)
   merged = {**shape_args(source, args), **args, **size}
-  try:
-    model = ar_dtok_config(merged)
-  except (KeyError, TypeError) as e:
-    raise ConversionError(f"{source.path}: its args are not those of {WHAT}: {e!r}") from e
+  model = ar_dtok_config(merged)
   mlp = tensor(source, "layers.0.feed_forward.w1.weight", WHAT, 2).shape[0]
   run = {"task": TASK, "model": dataclasses.asdict(dataclasses.replace(model, mlp=mlp))}
   layout: dict[str, Any] = {"around": source.around}

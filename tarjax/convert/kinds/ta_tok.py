@@ -42,10 +42,7 @@ def recognise(source: Source, given: Mapping[str, Any]) -> Found | None:
     raise ConversionError(f"{source.path} looks like {WHAT} but has no args")
   encoder = given.get("encoder_vision_config") or encoder_of(source, args)
   decoder = given.get("decoder_siglip2_defaults") or decoder_of(source)
-  try:
-    model = ta_tok_config(args, encoder, decoder)
-  except (KeyError, TypeError) as e:
-    raise ConversionError(f"{source.path}: its args are not those of {WHAT}: {e!r}") from e
+  model = ta_tok_config(args, encoder, decoder)
   nested = any(n.startswith("decoder.vision_model.") for n in source.tensors)
   level = "vision_model." if nested else ""
   layout = {"level": level, "around": source.around}

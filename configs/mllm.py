@@ -1,0 +1,79 @@
+"""Tar MLLM: one Qwen2.5 that reads and draws (paper Sec. 3.3, Tables 1, 2 and 8).
+
+  python -m tarjax.convert init-tar --llm runs/tar/qwen_1p5b --ta-tok runs/tar/ta_tok \
+      --multiple 512 --to runs/tar/start_1p5b
+  python -m tarjax.train --config=configs/mllm.py:1p5b_pretrain \
+      --workdir=runs/tar/mllm_1p5b_pretrain
+
+Variants: {1p5b, 7b}_{pretrain, sft}, and demo, the released demo run. Pretraining starts from
+../start_SIZE, a Qwen2.5 with rows for the visual words (at 7B, which is wider than the codebook,
+make it with --embed-init selected_rows), SFT from ../mllm_SIZE_pretrain. Pictures are read as the
+words of the frozen ../ta_tok, in ../SET/data with SET = i2t, t2i, i2i and ti2i (../sft_SET/data for
+SFT), which this makes:
+
+  python -m tarjax.encode --config=configs/encode.py:parquet:/data/recap --workdir=runs/tar/i2t \
+      --config.vqvae=
+
+Text is read from parquet files in ../data/text (../data/sft_text). Understanding, generation and
+text are mixed 2:2:1, and t2i, i2i and ti2i 4:1:1 within generation; demo mixes 2:4:1, and its
+generation is all t2i. A batch of 1,024 is 1,024 rows, each packed with whole samples up to 2,048
+tokens, where the reference pads one sample to that: the steps of Table 8 see its 100M samples more
+than once. Hardware: 64 TPU chips; `python -m tarjax.plan --config=configs/mllm.py:1p5b_pretrain
+--topology=v5p:4x4x4` prints the memory of a chip and the hours.
+Paper: Tar-1.5B POPE 88.4, MME-P 1390, GQA 61.1, GenEval .76, DPG 82.96; Tar-7B POPE 87.8, MME-P
+1571, GQA 61.3, GenEval .84, DPG 84.19. The demo's model: MME-P 1328, MME-C 278.
+"""
+
+from configs import base
+
+# fmt: off
+SIZES = {
+  "1p5b": dict(width=1536, depth=28, heads=12, kv_heads=2, mlp=8_960,  head_dim=128, tied=True),
+  "7b":   dict(width=3584, depth=28, heads=28, kv_heads=4, mlp=18_944, head_dim=128, tied=False),
+  "tiny": dict(width=32,   depth=2,  heads=4,  kv_heads=2, mlp=64,     head_dim=8,   tied=True),
+}
+REMAT = {"1p5b": "attn,qkv,resid,gate,up", "7b": "attn,qkv", "tiny": "attn,qkv"}
+STAGES = {
+  "pretrain": dict(steps=97_656, batch=1024, lr=5e-5, warmup=2_929),
+  "sft":      dict(steps=15_625, batch=256,  lr=5e-5, warmup=468),
+  "demo":     dict(steps=60_000, batch=64,   lr=5e-5, warmup=1_800),
+}
+MIXTURE = {"i2t": 2.0, "t2i": 4 / 3, "i2i": 1 / 3, "ti2i": 1 / 3, "text": 1.0}
+DEMO_MIXTURE = {"i2t": 2.0, "t2i": 4.0, "text": 1.0}
+# fmt: on
+
+
+def get_config(variant="1p5b_pretrain"):
+  variant = {"demo": "1p5b_demo", "tiny": "tiny_pretrain"}.get(variant, variant)
+  size, _, stage = variant.partition("_")
+  config = base.get_config("mllm", **base.choose(stage, STAGES))
+  config.model = dict(base.choose(size, SIZES), vocab=217_600, theta=1e6, eps=1e-6)
+  config.model.update(dtype=base.COMPUTE, remat=REMAT[size])
+  config.words = dict(text_rows=base.QWEN_WORDS, codes=base.TA_TOK["codes"])
+  config.init = {"": f"../mllm_{size}_pretrain" if stage == "sft" else f"../start_{size}"}
+  config.ta_tok_from = "../ta_tok"  # whose words the data must be
+  config.loss_chunk = 512
+  own = "sft_" if stage == "sft" else ""
+  mixture = DEMO_MIXTURE if stage == "demo" else MIXTURE
+  sources = [
+    dict(name="records", path=f"../{own}{task}/data", weight=weight)
+    for task, weight in mixture.items()
+    if task != "text"
+  ]
+  sources.append(dict(name="parquet", path=f"../data/{own}text", weight=mixture["text"]))
+  config.data = dict(
+    sources=sources,
+    format="packed",
+    tokenizer=f"../start_{size}/tokenizer",
+    length=2048,
+    scales=dict(base.SCALES),  # drawn for each example
+    label_style="reference",
+    threads=4,
+  )
+  if size == "tiny":
+    config.model.update(vocab=704)  # 622 + 5 + 64 = 691 rows in use
+    config.words.update(text_rows=base.TINY_WORDS, codes=base.TINY_TA_TOK["codes"])
+    config.data.update(length=256, window=32)
+    config.loss_chunk = 64
+    base.tiny(config)
+  return config

@@ -1,0 +1,84 @@
+"""One run on several processes: how they find each other, stop at one step, and end.
+
+A launcher says that there are several. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID tell who they are (launch/local.sh); under TARJAX_DISTRIBUTED=1 jax finds out what of
+it is not set from Slurm, Kubernetes or the TPU VM.
+"""
+
+import os
+import signal
+import sys
+import time
+
+WAIT = 300  # seconds for all processes to come, or to leave
+GRACE = 2.0  # seconds
+
+
+def start(stop: list[int]) -> None:
+  """Joins the other processes, if there are any. To be called before anything asks for devices.
+
+  From then on jax listens to SIGTERM; a signal that is already in `stop` is handed on to it.
+  """
+  env = os.environ
+  if "JAX_COORDINATOR_ADDRESS" not in env and env.get("TARJAX_DISTRIBUTED", "0") == "0":
+    return
+  import jax
+  from jax.experimental import multihost_utils
+
+  count, index = (
+    int(env[name]) if name in env else None for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+  )
+  known = "JAX_COORDINATOR_ADDRESS" in env and None not in (count, index)
+  jax.distributed.initialize(
+    num_processes=count,
+    process_id=index,
+    cluster_detection_method="deactivate" if known else None,
+    initialization_timeout=WAIT,
+    shutdown_timeout_seconds=WAIT,
+  )
+  # A SIGTERM before the first of these calls would be lost.
+  multihost_utils.reached_preemption_sync_point(0)
+  signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+  if stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Stop:
+  """Says before each step whether a signal has come, to any process; at one step on all."""
+
+  def __init__(self, signals: list[int]):
+    import jax
+
+    self.signals, self.many, self.calls = signals, jax.distributed.is_initialized(), 0
+
+  def __call__(self) -> bool:
+    if not self.many:
+      return bool(self.signals)
+    from jax.experimental import multihost_utils
+
+    self.calls += 1
+    return multihost_utils.reached_preemption_sync_point(self.calls)
+
+  @property
+  def code(self) -> int:
+    """The exit code of a run that was stopped."""
+    return 128 + (self.signals[0] if self.signals and not self.many else signal.SIGTERM)
+
+
+def leave(code: int, together: bool) -> int:
+  """Ends this process; alone or after a failure nobody waits for the others, and `code` returns.
+
+  Args:
+    code: exit code.
+    together: whether the other processes end here too, and may be waited for.
+  """
+  jax = sys.modules.get("jax")
+  if jax and jax.distributed.is_initialized():
+    if together:
+      jax.distributed.shutdown()
+    elif jax.process_index() == 0:
+      time.sleep(GRACE)  # the others, which cannot be without it, may have something to say too
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # jax would wait for the others, and Python for threads that wait for them
+  return code

@@ -1,0 +1,138 @@
+"""What a run says about itself: JSONL, TensorBoard and wandb scalars, and one progress line.
+
+metrics.jsonl has one line per logged step, also after a run was killed and resumed: lines past
+the restored step are cut off when it starts again.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tarjax.config import UserError
+
+
+class Writer:
+  """metrics.jsonl and TensorBoard files of a workdir, continued after step `start`.
+
+  Of several processes the first one writes. A full disk costs lines, not the run.
+
+  Args:
+    workdir: of the run.
+    start: the step that the run is at.
+    project: of wandb; "" for none.
+    config: that wandb shows.
+  """
+
+  def __init__(self, workdir: Path, start: int, project: str = "", config: dict | None = None):
+    self.workdir, self.on = workdir, jax.process_index() == 0
+    self.pool = concurrent.futures.ThreadPoolExecutor(1)  # TensorBoard never delays a step
+    self.wandb = _open_wandb(workdir, project, config) if project and self.on else None
+    if self.on:
+      self._open(start)
+
+  def _open(self, start: int) -> None:
+    path = self.workdir / "metrics.jsonl"
+    kept = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+      try:
+        kept += [line] if json.loads(line)["step"] <= start else []
+      except (ValueError, KeyError):  # the line that a kill cut short
+        continue
+    new = path.with_suffix(".new")
+    new.write_text("".join(line + "\n" for line in kept))
+    new.replace(path)
+    self.file = open(path, "ab")  # noqa: SIM115
+    self.board = self.pool.submit(_open_board, self.workdir, start)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """One line per step; a value that is not finite is written as null."""
+    if not self.on:
+      return
+    line = {k: v if np.isfinite(v) else None for k, v in values.items()}
+    self.file.write((json.dumps({"step": step} | line) + "\n").encode())
+    with contextlib.suppress(OSError):  # what the disk did not take stays in the buffer
+      self.file.flush()
+    self.pool.submit(_write_board, self.board, step, values)
+    if self.wandb:
+      self.pool.submit(self.wandb.log, values, step=step)
+
+  def rewind(self, step: int) -> None:
+    """The run goes back to `step`: so do the files."""
+    if self.on:
+      self._close()
+      self._open(step)
+
+  def _close(self) -> None:
+    with contextlib.suppress(OSError):
+      self.file.close()
+    self.pool.submit(lambda: self.board.result().close())
+
+  def close(self) -> None:
+    if self.on:
+      self._close()
+    if self.wandb:
+      self.pool.submit(self.wandb.finish)
+    self.pool.shutdown()
+
+
+def _open_wandb(workdir: Path, project: str, config: dict | None):
+  try:
+    import wandb  # type: ignore
+  except ImportError as e:
+    raise UserError(f"config.wandb={project!r} needs wandb: pip install wandb") from e
+  name = re.sub(r"[^a-zA-Z0-9_-]", "-", f"{workdir.parent.name}-{workdir.name}")
+  return wandb.init(
+    project=project, id=name, name=name, dir=str(workdir), config=config, resume="allow"
+  )
+
+
+def _open_board(workdir: Path, start: int):
+  from tensorboardX import SummaryWriter  # slow to import: done here, while the step compiles
+
+  return SummaryWriter(str(workdir), purge_step=start + 1)
+
+
+def _write_board(board, step: int, values: dict[str, float]) -> None:
+  for name, value in values.items():
+    board.result().add_scalar(name, value, step)
+
+
+class Progress:
+  """One line: rewritten in place on a terminal, a new one per log step elsewhere.
+
+  Of several processes the first one speaks.
+  """
+
+  def __init__(self, name: str, steps: int, stream=None):
+    self.name, self.steps = name, steps
+    self.stream = stream or sys.stdout
+    self.tty, self.on = self.stream.isatty(), jax.process_index() == 0
+
+  def show(self, step: int, values: dict[str, float]) -> None:
+    left = (self.steps - step) / values["steps_per_second"]
+    parts = [f"{self.name} {step}/{self.steps}", f"loss {values['loss']:.4g}"]
+    parts[1] += f" val {values['val/loss']:.4g}" if "val/loss" in values else ""
+    parts.append(f"{values['steps_per_second']:.2f} steps/s")
+    unit = "tokens" if "tokens_per_second" in values else "samples"
+    parts.append(f"{values[unit + '_per_second']:.0f} {unit}/s")
+    parts.append(f"data wait {values['data_wait']:.0%}")
+    if values.get("skipped"):
+      parts.append(f"{values['skipped']:.0f} skipped")
+    parts.append(f"ETA {int(left) // 60}:{int(left) % 60:02d}")
+    text = "  ".join(parts)
+    self._print(f"\r\x1b[2K{text}" if self.tty else text + "\n")
+
+  def say(self, text: str) -> None:
+    """A line of its own."""
+    self._print(("\r\x1b[2K" if self.tty else "") + text + "\n")
+
+  def _print(self, text: str) -> None:
+    if self.on:
+      self.stream.write(text)
+      self.stream.flush()

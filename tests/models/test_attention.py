@@ -1,0 +1,81 @@
+"""The kernels against plain products, values and gradients, on every kind of attention here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tarjax.models import attention
+
+
+def draw(b=2, l=200, s=200, h=4, g=2, k=16):
+  rng = np.random.default_rng(0)
+  shapes = ((b, l, h, k), (b, s, g, k), (b, s, g, k))
+  return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+def packed(b=2, l=200):
+  ids = np.repeat([1, 2, 3], [90, 60, l - 150])
+  return jnp.asarray(np.stack([ids, np.where(ids == 3, 0, ids)]), jnp.int32)
+
+
+@pytest.mark.parametrize(
+  "lengths, causal, segments",
+  [((200, 200), True, True), ((200, 200), True, False), ((200, 200), False, True)]
+  + [((200, 200), False, False), ((130, 300), False, False)],
+)
+def test_splash_is_the_plain_products(lengths, causal, segments):
+  q, k, v = draw(l=lengths[0], s=lengths[1])
+  ids = packed() if segments else None
+  seen = jnp.ones(q.shape[:2], bool) if ids is None else ids > 0  # padding rows are unspecified
+
+  def total(attend):
+    def loss(q, k, v):
+      y = jnp.where(seen[..., None, None], attend(q, k, v), 0)
+      return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), y
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+
+  with jax.default_matmul_precision("highest"):
+    (_, got), grads = total(
+      lambda *x: attention.splash(*x, causal=causal, segments=ids, interpret=True)
+    )(q, k, v)
+    (_, want), wants = total(lambda *x: attention.attend(*x, causal=causal, segments=ids))(q, k, v)
+  np.testing.assert_allclose(got, want, atol=2e-5)
+  for grad, reference in zip(grads, wants, strict=True):
+    np.testing.assert_allclose(grad, reference, atol=2e-4)
+
+
+def test_segments_are_the_mask_they_stand_for():
+  q, k, v = draw()
+  want = attention.attend(q, k, v, attention.causal_mask(packed()))
+  got = attention.attend(q, k, v, causal=True, segments=packed())
+  np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+  "length, padded",
+  [(81, (128, 128)), (729, (768, 768)), (1752, (1792, 896)), (2048, (2048, 1024))]
+  + [(4824, (5120, 1024))],
+)
+def test_blocks_divide_the_padded_length(length, padded):
+  assert attention.blocks(length) == padded
+
+
+def test_rotation_as_a_product_is_the_rotation(monkeypatch):
+  x = draw(k=16)[0]
+  table = attention.rotary_table(jnp.arange(200)[None], 16, 1e4)
+  want = attention.rotate(x, table)
+  monkeypatch.setattr(attention, "platform", lambda: "tpu")
+  np.testing.assert_allclose(attention.rotate(x, table), want, atol=1e-6)
+
+
+def test_the_kernel_is_taken_on_tpu_where_it_fits(monkeypatch):
+  taken = []
+  monkeypatch.setattr(attention, "platform", lambda: "tpu")
+  monkeypatch.setattr(attention, "splash", lambda *x: taken.append(x[0].shape) or x[0])
+  q, k, v = draw()
+  attention.attend(q, k, v, causal=True)
+  attention.attend(q, k, v, jnp.ones((1, 200, 200), bool))  # a mask is an array
+  attention.attend(*draw(l=1), causal=False)  # decoding
+  assert taken == [q.shape]
