@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tarjax import checkpoint
+from tarjax import checkpoint, saving
 from tarjax.convert import dc_ae, dif_dtok
 from tarjax.convert.rules import flatten
 from tarjax.detokenizer import DifDetokenizer
@@ -209,7 +209,7 @@ def test_a_trained_run_is_exported(trained, tmp_path):
     params = {"cond": rest.pop("cond"), "blocks": {"cross": rest["blocks"].pop("cross")}}
     frozen = {"sana": rest}
   to = tmp_path / "trained"
-  saver = checkpoint.Saver(to, keep=1)
+  saver = saving.Saver(to, keep=1)
   arrays = jax.tree.map(jax.numpy.asarray, params)
   saver.save(5, TrainState(5, arrays, {"m": arrays["cond"]}), {})
   saver.close()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from configs import base
-from tarjax import checkpoint, stamps, tasks
+from tarjax import checkpoint, saving, stamps, tasks
 from tarjax import config as configs
 from tarjax.data import sources, tokenizer
 from tarjax.data.digits import text_documents
@@ -98,7 +98,7 @@ def write_networks(home: Path) -> None:
 
 def write_run(path: Path, params, frozen=None) -> None:
   """What other stages read of a run."""
-  saver = checkpoint.Saver(path, 1)
+  saver = saving.Saver(path, 1)
   saver.save(1, TrainState(1, nn.meta.unbox(params), {"count": np.zeros(())}), {})
   saver.close()
   checkpoint.save_frozen(path, nn.meta.unbox(frozen))
