@@ -123,7 +123,7 @@ class Clock:
 
   def __init__(self, workdir: Path, began: float):
     self.path, self.began = workdir / "timing.json", began
-    self.spent = dict.fromkeys(self.PARTS, 0.0)
+    self.spent: dict[str, float] = dict.fromkeys(self.PARTS, 0.0)
     self.loop: float | None = None
     self.before: dict[str, Any] = {"seconds": 0.0, "peak_gb": 0.0}
     if self.path.is_file():

@@ -1,7 +1,8 @@
 """A stage small enough to train in tests: two matrices, a frozen one, digits of noise as data.
 
 As a script it is `python -m tarjax.train` with that stage and two CPU devices, unless
-JAX_NUM_CPU_DEVICES says otherwise; each batch then takes FAKE_SECONDS. Batches whose numbers are in config.model.bad have a loss of NaN.
+JAX_NUM_CPU_DEVICES says otherwise; each batch then takes FAKE_SECONDS. Batches whose numbers are in
+config.model.bad have a loss of NaN.
 """
 
 import os
