@@ -51,6 +51,9 @@ class Saver:
   def _open(self) -> None:
     """A manager of what is whole; removes what is not."""
     self.opened, self.failed = self.opened + 1, False
+    if self.opened > 1 and jax.process_index() == 0:  # a failed save may still be writing there
+      for half in self.folder.glob("*.orbax-checkpoint-tmp"):
+        shutil.rmtree(half, ignore_errors=True)
     self.manager = Manager(
       self.folder,
       options=ocp.CheckpointManagerOptions(

@@ -27,6 +27,7 @@ class Watchdog:
     self.seconds, self.name = seconds, name
     self.last: float | None = None
     self.closed = threading.Event()
+    faulthandler.enable(STDERR)  # a crash, or jax's abort when another process is gone
     if seconds:
       threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 

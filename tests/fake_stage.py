@@ -1,7 +1,8 @@
 """A stage small enough to train in tests: two matrices, a frozen one, digits of noise as data.
 
 As a script it is `python -m tarjax.train` with that stage and two CPU devices, unless
-JAX_NUM_CPU_DEVICES says otherwise. Batches numbered in config.model.bad have a loss of NaN.
+JAX_NUM_CPU_DEVICES says otherwise; each batch then takes FAKE_SECONDS. Batches numbered in
+config.model.bad have a loss of NaN.
 """
 
 import os
@@ -83,8 +84,9 @@ class Task:
 
 
 def make_batches(config, *, start_step=0, sharding=None, split="train"):
-  step = start_step
+  step, pause = start_step, float(os.environ.get("FAKE_SECONDS", "0"))
   while True:
+    time.sleep(pause)
     rng = np.random.default_rng([config.seed, step, split == "test"])
     batch = {
       "x": rng.standard_normal((config.batch, 4, 8)).astype(np.float32),

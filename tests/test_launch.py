@@ -31,6 +31,23 @@ def test_bad_arguments_are_one_sentence(args, sentence):
   assert sentence in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
 
 
+@pytest.mark.parametrize(
+  "args, sentence",
+  [
+    (["--", "--config=x"], "-n is missing"),
+    (["-n", "0", "--", "--config=x"], "-n needs a whole number above 0"),
+    (["-n", "2", "-d"], "-d needs a whole number above 0"),
+    (["-n", "2", "--"], "nothing stands after --"),
+    (["-n", "2", "--config=x"], "unknown argument --config=x"),
+  ],
+)
+def test_local_refuses_bad_arguments_in_one_sentence(args, sentence):
+  command = ["bash", ROOT / "launch" / "local.sh", *args]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+  assert done.returncode == 2
+  assert sentence in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
 def finished(out: Path, kind: str) -> None:
   out.mkdir()
   (out / "kind.txt").write_text(kind + "\n")

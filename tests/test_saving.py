@@ -91,7 +91,7 @@ def test_a_write_that_fails_is_told_and_tried_again(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   assert [s.split(":")[0] for s in said] == ["step 2 is not saved", "step 3 is not saved"]
   save(saver, 4, 2**20)
-  assert saver.wait()
+  assert saver.wait(), said
   saver.close()
   assert steps(saver) == [1, 4] and len(list(saver.folder.iterdir())) == 2  # no half ones
   like = {"x": jax.ShapeDtypeStruct((2**20,), np.float32, sharding=state(4).params["x"].sharding)}
