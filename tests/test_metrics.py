@@ -69,16 +69,41 @@ def test_progress_lines():
   for stream in (file, terminal):
     progress = writers.Progress("vqvae", 200, stream)
     progress.show(50, values)
-    progress.show(60, values | {"val/loss": 0.5})
+    progress.show(60, values | {"val/loss": 0.5, "tokens_per_second": 99.0, "skipped": 3.0})
   first, second = file.getvalue().splitlines()
   expected = "vqvae 50/200  loss 0.1235  2.00 steps/s  64 samples/s  data wait 25%  ETA 1:15"
   assert first == expected and "val 0.5" in second
+  assert "99 tokens/s" in second and "3 skipped" in second
   assert terminal.getvalue().count("\n") == 0 and terminal.getvalue().count("\r") == 2
 
 
+def test_skipped_steps_are_in_no_mean():
+  meter = metrics.Meter(batch=10, codes=None)
+  for loss, skipped in ((1.0, False), (math.nan, True), (3.0, False)):
+    meter.add({"loss": loss, "lr": 0.1, "skipped": skipped}, waited=0.0, compiled=0.0, tokens=50)
+  meter.since -= 3.0
+  values = meter.read()
+  assert values["loss"] == 2 and values["skipped"] == 1
+  assert values["tokens_per_second"] == pytest.approx(50, rel=0.2)
+
+
 def test_clock_adds_up_over_restarts(tmp_path):
-  metrics.Clock(tmp_path, time.time() - 10).read(5)
-  timing = metrics.Clock(tmp_path, time.time() - 20).read(9)
+  clock = metrics.Clock(tmp_path, time.time() - 10)
+  clock.loop = time.time() - 6
+  clock.add("data", 1.0)
+  first = clock.read(5)
+  assert first["spent"] == {
+    "step": pytest.approx(5, abs=1),
+    "compile": 0,
+    "data": 1,
+    "save": 0,
+    "eval": 0,
+    "idle": pytest.approx(4, abs=1),
+  }
+  clock = metrics.Clock(tmp_path, time.time() - 20)
+  timing = clock.read(9)
   assert timing["seconds"] == pytest.approx(30, abs=1) and timing["steps"] == 9
+  assert timing["spent"]["idle"] == pytest.approx(24, abs=1) and timing["spent"]["data"] == 1
   assert timing["peak_gb"] > 0.05
   assert json.loads((tmp_path / "timing.json").read_text()) == timing
+  assert metrics.goodput(timing).startswith("step 1")

@@ -74,6 +74,15 @@ def test_examples_are_whole_and_appear_once():
   assert stats["left_out"] < 0.01 * 1024
 
 
+def test_a_row_names_its_members():
+  packer = make()
+  for r in (3, packer.rows, 2 * packer.rows + 1):
+    row = packer.row(r)
+    held = row["tokens"][row["segments"] > 0] - 1000
+    assert packer.members(r) == list(dict.fromkeys(held.tolist()))
+  assert any(len(packer.members(r)) > 1 for r in range(packer.rows))
+
+
 def test_too_few_rows_leave_examples_out():
   packer = make(rows=100)
   packer.row(0)

@@ -182,6 +182,16 @@ def test_each_pass_holds_every_record_once(home):
   assert first != second and first != list(range(100))
 
 
+def test_the_samples_of_a_step_have_names(home):
+  batch = take(home, FORMATS["images"], 1, start=2)[0]
+  names = pipeline.sample_ids(config(home, FORMATS["images"]))(2)
+  assert names == [f"x/{value}" for value in batch["image"][:, 0, 0, 0]]
+  assert len(pipeline.sample_ids(config(home, FORMATS["codes"]))(0)) == 8
+  packed = pipeline.sample_ids(config(home, PACKED))(0)
+  segments = take(home, PACKED, 1)[0]["segments"]
+  assert len(packed) == segments.max(1).sum() > 8
+
+
 def test_mixture_and_scales(home):
   c = config(home, PACKED)
   data = pipeline.make_config(c.data)
