@@ -106,7 +106,7 @@ def test_an_indivisible_dimension_is_named():
   with pytest.raises(ValueError, match=words):
     sharding.tree_shardings(boxed, mesh)
   boxed = {"table": nn.LogicallyPartitioned(jnp.ones((6, 4)), ("vocab", "act_embed"))}
-  with pytest.raises(ValueError, match=r"vocab=6 of table \(6, 4\) .* fsdp=2 x model=2"):
+  with pytest.raises(ValueError, match=r"vocab=6 of table \(6, 4\) .* model=2 x fsdp=2"):
     sharding.tree_shardings(boxed, mesh)
   boxed = {"scale": jnp.ones(3), "bias": nn.LogicallyPartitioned(jnp.ones(3), (None,))}
   assert sharding.tree_shardings(boxed, mesh)["scale"].is_fully_replicated

@@ -107,7 +107,7 @@ def test_the_state_is_updated_in_place(ema):
     programs = state.Programs(task, tx, optim.make_schedule(config.optim, 10), layout, mesh)
     step, first = programs(True, {"scale": 1})
     where = sharding.batch_sharding(mesh)
-    shapes = {"x": ((16, 4, 8), jnp.float32), "codes": ((16, 4), jnp.int32)}
+    shapes = {"x": ((16, 4, 8), jnp.float32), "codes": ((16, 4), jnp.int32), "bad": ((16,), bool)}
     batch = {k: jax.ShapeDtypeStruct(*v, sharding=where) for k, v in shapes.items()}
     count = jax.ShapeDtypeStruct((), jnp.int32)
     given = state.TrainState(count, layout.params, layout.opt)

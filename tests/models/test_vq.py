@@ -196,4 +196,5 @@ def test_a_search_over_devices_is_the_search(sizes):
     got = jax.jit(nearest_code, static_argnums=2)(z, table, 4)
   np.testing.assert_array_equal(got[0], want[0])
   assert (np.asarray(got[0]).reshape(-1)[32:40] == np.arange(8)).all()
-  np.testing.assert_allclose(got[1], want[1], atol=1e-6)
+  rounding = 1e-6 * float(jnp.square(z).sum(-1).max())  # of the terms that a distance is made of
+  np.testing.assert_allclose(got[1], want[1], atol=rounding)

@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tarjax import checkpoint, saving, tasks, train
-from tarjax.config import claim
+from tarjax.config import OPTIONAL, claim
 from tarjax.convert.rules import flatten, unflatten
 from tarjax.data import sources
 from tarjax.models.dif_dtok import DifDtok, DifDtokConfig
@@ -63,11 +63,10 @@ def make_config(**changes):
       "log_every": 1,
       "save_every": 2,
       "eval_every": 0,
-      "eval_batches": 1,
       "keep": 1,
     }
   )
-  config.update(changes)
+  config.update(OPTIONAL | changes)
   return config
 
 

@@ -61,7 +61,7 @@ def test_a_mesh_of_eight_trains_like_one_device(home, stage, monkeypatch):
 @pytest.mark.parametrize("stage", ["ar_dtok:256_tiny", "mllm:tiny_sft"])
 def test_bfloat16_as_the_config_has_it(home, stage):
   """The state stays in float32, and the losses of two steps are finite."""
-  name = stage.replace(":", "_")
+  name = stage.replace(":", "_") + "_bfloat16"
   lines = run(home, name, stage, steps=2, save_every=2)
   assert all(np.isfinite([x["loss"], x["grad_norm"]]).all() for x in lines)
   assert parse(stage, home).model.dtype == "bfloat16"
