@@ -68,6 +68,14 @@ def run(*argv) -> int:
   return convert.main([str(a) for a in argv])
 
 
+def there_and_back(source, tmp_path, *options):
+  """Imports and exports; returns (run, export)."""
+  assert run("import", source, "--to", tmp_path / "run", *options) == 0
+  assert run("export", tmp_path / "run", "--to", tmp_path / "out") == 0
+  out = tmp_path / "out"
+  return tmp_path / "run", out if source.is_dir() else out / source.name
+
+
 def random_(model, dtype="float32"):
   """Every parameter random, so that none that goes astray is a zero or a one."""
   generator = torch.Generator().manual_seed(0)

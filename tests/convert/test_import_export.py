@@ -3,13 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
-import resource
-import shutil
-import signal
-import subprocess
-import sys
-import time
 import weakref
 
 import flax.linen as nn
@@ -53,14 +46,6 @@ FOLDERS = {
 # fmt: on
 
 
-def there_and_back(source, tmp_path, *options):
-  """Imports and exports; returns (run, export)."""
-  assert make.run("import", source, "--to", tmp_path / "run", *options) == 0
-  assert make.run("export", tmp_path / "run", "--to", tmp_path / "out") == 0
-  out = tmp_path / "out"
-  return tmp_path / "run", out if source.is_dir() else out / source.name
-
-
 def pairs(kinds):
   """The first kind in every dtype, the others in one after the other."""
   first, *others = kinds
@@ -71,7 +56,7 @@ def pairs(kinds):
 @pytest.mark.parametrize("kind, dtype", pairs(FILES))
 def test_pickles(kind, dtype, tmp_path):
   source, options = FILES[kind](tmp_path, dtype)
-  _, out = there_and_back(source, tmp_path, *options)
+  _, out = make.there_and_back(source, tmp_path, *options)
   make.same(make.tensors_of(out), make.tensors_of(source))
   old, new = (torch.load(f, weights_only=True, mmap=True) for f in (source, out))
   for path in ((), ("model",)):
@@ -86,7 +71,7 @@ def test_pickles(kind, dtype, tmp_path):
 def test_folders(kind, dtype, tmp_path):
   source = FOLDERS[kind](tmp_path / "source", dtype)
   (source / "generation_config.json").write_text('{"top_k": 20}')
-  run, out = there_and_back(source, tmp_path)
+  run, out = make.there_and_back(source, tmp_path)
   make.same(make.tensors_of(out), make.tensors_of(source))
   for name in ("config.json", "generation_config.json"):
     assert (out / name).read_bytes() == (source / name).read_bytes()
@@ -102,7 +87,7 @@ def test_a_header_may_begin_like_a_pickle(tmp_path):
   stop = 8 + int.from_bytes(data[:8], "little")
   head = data[8:stop].ljust(length)
   file.write_bytes(length.to_bytes(8, "little") + head + data[stop:])
-  _, out = there_and_back(source, tmp_path)
+  _, out = make.there_and_back(source, tmp_path)
   make.same(make.tensors_of(out), make.tensors_of(source))
 
 
@@ -110,7 +95,7 @@ def test_a_header_may_begin_like_a_pickle(tmp_path):
 def test_transformers_loads_a_language_model(kind, tmp_path, monkeypatch):
   monkeypatch.setattr("tarjax.convert.exporting.SHARD", 20_000)
   source = FOLDERS[kind](tmp_path / "source", "float32")
-  _, out = there_and_back(source, tmp_path)
+  _, out = make.there_and_back(source, tmp_path)
   assert len(list(out.glob("*.safetensors"))) > 2
   load = transformers.Qwen2ForCausalLM.from_pretrained
   model, info = load(out, output_loading_info=True)
@@ -129,7 +114,7 @@ def test_transformers_loads_a_language_model(kind, tmp_path, monkeypatch):
   ],
 )
 def test_transformers_loads_a_siglip(kind, cls, tmp_path):
-  _, out = there_and_back(FOLDERS[kind](tmp_path / "source", "float32"), tmp_path)
+  _, out = make.there_and_back(FOLDERS[kind](tmp_path / "source", "float32"), tmp_path)
   _, info = getattr(transformers, cls).from_pretrained(out, output_loading_info=True)
   assert not any(info.values())
 
@@ -139,14 +124,14 @@ def test_imports_are_what_the_converters_make(tmp_path):
   for name in ("vqvae", "ar_dtok"):
     (tmp_path / name).mkdir()
     source, options = FILES[name](tmp_path / name, "float32")
-    run, _ = there_and_back(source, tmp_path / name, *options)
+    run, _ = make.there_and_back(source, tmp_path / name, *options)
     config, found = checkpoint.read_config(run), make.tensors_of(source)
     module = {"vqvae": vqvae, "ar_dtok": ar_dtok}[name]
     cls = {"vqvae": vqvae.VqVaeConfig, "ar_dtok": ar_dtok.ArDtokConfig}[name]
     want = flatten(module.from_torch(cls(**config.model), found))
     make.same(flatten(checkpoint.load(str(run))), want)
   source = make.qwen2(tmp_path / "q", "bfloat16")
-  run, _ = there_and_back(source, tmp_path)
+  run, _ = make.there_and_back(source, tmp_path)
   net = qwen2.Qwen2Config(**checkpoint.read_config(run).model)
   want = flatten(qwen2.from_torch(net, make.tensors_of(source)))
   make.same(flatten(checkpoint.load(str(run))), want)
@@ -179,7 +164,7 @@ def test_orbax_restores_an_import_to_a_mesh(tmp_path):
   source = make.qwen2(tmp_path / "source", "bfloat16")
   store_chunk, store.CHUNK = store.CHUNK, 700
   try:
-    run, out = there_and_back(source, tmp_path)
+    run, out = make.there_and_back(source, tmp_path)
   finally:
     store.CHUNK = store_chunk
   make.same(make.tensors_of(out), make.tensors_of(source))
@@ -207,7 +192,7 @@ def test_what_is_no_weight_is_kept(tmp_path):
   found["model.vision_tower.position_ids"] = torch.arange(9)[None]
   found["model.vision_tower.x.weight"] = torch.randn(3, 2, dtype=torch.float16)
   save_file(found, source / "model.safetensors", metadata={"format": "pt"})
-  run, out = there_and_back(source, tmp_path)
+  run, out = make.there_and_back(source, tmp_path)
   make.same(make.tensors_of(out), make.tensors_of(source))
   assert make.run("export", run, "--to", tmp_path / "lean", "--no-extra") == 0
   lean = make.tensors_of(tmp_path / "lean")
@@ -356,78 +341,6 @@ def test_the_release_has_the_published_counts():
     assert count in text, count
 
 
-def test_a_killed_import_looks_unfinished_and_can_be_repeated(tmp_path):
-  source = make.qwen2(tmp_path / "source", num_hidden_layers=6)
-  code = (
-    "import sys, time\n"
-    "from tarjax.convert import __main__ as m, store\n"
-    "real = store.write_chunk\n"
-    "def slow(*a):\n  time.sleep(.05); real(*a)\n"
-    "store.write_chunk = slow\n"
-    "sys.exit(m.main(sys.argv[1:]))"
-  )
-  run = tmp_path / "run"
-  argv = [sys.executable, "-c", code, "import", str(source), "--to", str(run)]
-  process = subprocess.Popen(argv, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-  partial = tmp_path / ".run.partial"
-  deadline = time.time() + 60
-  while not list(partial.rglob("[0-9].*")) and time.time() < deadline:
-    time.sleep(0.02)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  assert partial.is_dir() and not run.exists()
-  _, out = there_and_back(source, tmp_path)
-  assert not partial.exists()
-  make.same(make.tensors_of(out), make.tensors_of(source))
-
-
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch, capsys):
-  source = make.qwen2(tmp_path / "source")
-  real = store.write_chunk
-
-  def full(path, part, chunk):
-    if path.parent.name.startswith("blocks.mlp"):
-      raise OSError(28, "No space left on device")
-    real(path, part, chunk)
-
-  monkeypatch.setattr(store, "write_chunk", full)
-  capsys.readouterr()
-  assert make.run("import", source, "--to", tmp_path / "run") == 2
-  err = capsys.readouterr().err
-  assert "full" in err and err.count("\n") == 1
-  assert {p.name for p in tmp_path.iterdir()} == {"source"}
-  monkeypatch.undo()
-  real_usage = shutil.disk_usage(tmp_path)
-  monkeypatch.setattr("shutil.disk_usage", lambda _: type(real_usage)(0, 0, 100))
-  assert make.run("import", source, "--to", tmp_path / "run") == 2
-  assert "GB left" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("kind", ["tied", "vqvae", "ar_dtok"])
-def test_a_disk_that_takes_no_more(kind, tmp_path, capsys):
-  """The system itself refuses to write, in the middle of a file of either format."""
-  if kind in FILES:
-    source, options = FILES[kind](tmp_path, "float32")
-  else:
-    source, options = FOLDERS[kind](tmp_path / "source", "float32"), []
-  run = tmp_path / "run"
-  assert make.run("import", source, "--to", run, *options) == 0
-  before = sorted(tmp_path.iterdir())
-  capsys.readouterr()
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
-  try:
-    codes = [
-      make.run("import", source, "--to", tmp_path / "again", *options),
-      make.run("export", run, "--to", tmp_path / "out.pth"),
-    ]
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-  err = capsys.readouterr().err
-  assert codes == [2, 2] and err.count("too large a file") == 2 == err.count("\n")
-  assert sorted(tmp_path.iterdir()) == before
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_tensors_that_are_views(zipped, tmp_path):
   """Transposed ones, ones that share memory, and files of before torch 1.6, read more than once."""
@@ -439,7 +352,7 @@ def test_tensors_that_are_views(zipped, tmp_path):
   both = torch.stack([want["tok_embeddings.weight"], want["tok_embeddings.weight"]])
   sd["tok_embeddings.weight"] = both[1]
   torch.save(file, source, _use_new_zipfile_serialization=zipped)
-  _, out = there_and_back(source, tmp_path, *options)
+  _, out = make.there_and_back(source, tmp_path, *options)
   make.same(make.tensors_of(out), {name: make.as_numpy(t) for name, t in want.items()})
 
 
