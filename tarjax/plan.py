@@ -189,9 +189,11 @@ def compiled_steps(config, devices):
 
   with told():
     mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    split = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
     if config.batch % split:
-      raise UserError(f"config.batch={config.batch} does not divide over data x fsdp = {split}")
+      raise UserError(
+        f"config.batch={config.batch} does not divide over data x fsdp x accumulate = {split}"
+      )
   with told(TypeError):
     task = tasks.make_task(config)
   optimizer = optim.make_optimizer(config.optim, config.steps)
@@ -311,7 +313,7 @@ class Steps:
 
     config = self.config.copy_and_resolve_references()
     with config.unlocked():
-      config.model.remat = "none"
+      config.model.update({"remat": "none"} if "remat" in config.model else {})
     loss = tasks.make_task(config).loss
 
     def gradient(params, frozen, batch, rng):

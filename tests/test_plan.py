@@ -47,7 +47,7 @@ def test_a_mesh_that_does_not_fit_is_refused():
   with pytest.raises(UserError, match="does not fit 8 devices"):
     plan.compiled_steps(config, jax.devices())
   config, _ = parse([CONFIG, "--workdir=plan", "--config.batch=6"])
-  with pytest.raises(UserError, match="batch=6 does not divide over data x fsdp = 4"):
+  with pytest.raises(UserError, match="batch=6 does not divide over data x fsdp x accumulate = 4"):
     plan.compiled_steps(config, jax.devices())
 
 
@@ -89,6 +89,20 @@ def test_the_models_operations_are_six_per_weight_and_token():
   chunks = -(-config.data.length // config.loss_chunk) * config.loss_chunk / config.data.length
   padded = 6 * tokens * m.vocab * m.width * (chunks - 1)
   assert got == pytest.approx(6 * tokens * weights + tokens * attend + padded, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  "stage", ["vqvae.py:tiny", "ta_tok.py:tiny", "ar_dtok.py:256_tiny", "dif_dtok.py:tiny"]
+)
+def test_every_stage_has_its_operations_counted(stage):
+  """Twice as many for twice the batch, of networks with and without `remat`."""
+  counts = []
+  for batch in (8, 16):
+    argv = [f"--config=configs/{stage}", "--workdir=plan", f"--config.batch={batch}"]
+    config, _ = parse([*argv, "--config.mesh.fsdp=2"])
+    steps = plan.compiled_steps(config, jax.devices())
+    counts.append(steps.model_flops({"scale": 2} if "scales" in config else {}))
+  assert counts[0] > 1e6 and 1.8 < counts[1] / counts[0] <= 2  # a codebook is of no batch
 
 
 def test_the_compilers_refusal_says_how_much():
