@@ -145,9 +145,12 @@ def test_sweep_keeps_the_best_of_each_kind(capsys):
 @needs_libtpu
 def test_a_small_stage_compiled_for_four_chips(capsys):
   flags = ["--topology=v5e:2x2", "--json", "--config.mesh.data=2", "--config.mesh.fsdp=2"]
-  assert plan.main([CONFIG, *flags, "--config.mesh.model=1"]) == 0
+  with jax.default_matmul_precision("default"):  # a run's, and not that of the other tests
+    assert plan.main([CONFIG, *flags, "--config.mesh.model=1"]) == 0
   result = json.loads(capsys.readouterr().out)
   assert result["fits"] and 0 < result["mfu"] < 1 and result["step_seconds"] > 0
-  assert result["tokens_per_second"] == pytest.approx(16 * 160 / result["step_seconds"])
+  config, _ = parse([CONFIG, "--workdir=plan"])
+  tokens = config.batch * config.data.length
+  assert result["tokens_per_second"] == pytest.approx(tokens / result["step_seconds"])
   assert result["bytes_per_chip"]["total"] < result["bytes_per_chip"]["limit"]
   assert {"all-gather", "reduce-scatter"} & set(result["collectives"]) and result["chip_hours"] > 0
