@@ -17,8 +17,8 @@ VQ_CODES = 1024
 VQ_IMAGE = 24
 VQ_LENGTH = 36  # 6 x 6
 
-VISION = dict(width=96, depth=3, heads=2, mlp=288, image=IMAGE, patch=4)
-TEXT = dict(vocab=TEXT_ROWS, width=96, depth=2, heads=2, mlp=288, length=32)
+VISION = dict(width=64, depth=3, heads=4, mlp=192, image=IMAGE, patch=4)
+TEXT = dict(vocab=TEXT_ROWS, width=64, depth=2, heads=4, mlp=192, length=32)
 LLM = dict(vocab=TEXT_ROWS, width=128, depth=4, heads=2, kv_heads=1, head_dim=64, mlp=384)
 TA_TOK = dict(
   encoder=VISION,

@@ -9,18 +9,30 @@ function of (task, split, seed, i). `t2i_prompts` and `i2t_questions` are the ev
     i2i      "Generate an image similar to <image>" -> <image>
     ti2i     "<image> left of a blue seven" -> <image>
     text     questions about Python and about digits -> answers
-    caption  <image> -> caption; the pairs of the encoder, also under "caption"
+    caption  <image> -> caption; the pairs of the encoder, also under "caption", and what stands
+             in each square of 8 pixels under "regions" (see `scenes.regions`)
     image    the same pictures as caption, from a stream of their own
 """
 
 import random
 
 from tarjax.data import english, words
-from tarjax.data.scenes import COLOURS, RELATIONS, SPLITS, Scene, draw_scene, render, stream, vary
+from tarjax.data.scenes import (
+  COLOURS,
+  RELATIONS,
+  SPLITS,
+  Scene,
+  draw_scene,
+  regions,
+  render,
+  stream,
+  vary,
+)
 
 COUNTS = (0.34, 0.64, 0.82, 1.0)  # cumulative shares of scenes with one to four digits
 ALIKE = 0.15  # share of scenes of several digits whose digits are all the same
 SCENE_PROMPTS = 0.06  # share of text-to-image prompts that are captions of three or four digits
+REGION = 8  # side of the squares whose contents "regions" of a caption names, in pixels
 CAPTIONED = 0.3  # share of i2t records that ask for a caption
 
 
@@ -98,7 +110,8 @@ def _caption(rng: random.Random, split: str) -> dict:
   scene = draw_any(rng, split)
   caption = words.caption(rng, scene)
   turns = [(f"<image>\n{rng.choice(words.DESCRIBE)}", caption)]
-  return record(turns, [render(scene)]) | {"caption": caption}
+  named = {"caption": caption, "regions": regions(scene, REGION)}
+  return record(turns, [render(scene)]) | named
 
 
 MAKERS = {

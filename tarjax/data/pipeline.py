@@ -3,7 +3,8 @@
 A batch is a dict of arrays with a leading batch axis; config.data.format says which:
 
   images  "image" uint8[b y x 3]
-  pairs   "image" uint8[b y x 3], "text" int32[b t], padded with <|endoftext|>
+  pairs   "image" uint8[b y x 3], "text" int32[b t], padded with <|endoftext|>, and "regions"
+          int32[b l k] where the records say what stands in each part of the picture
   codes   "codes1" int32[b n1], "codes2" int32[b n2], "codes3" int32[b n3], "vq" int32[b t]
   latents "codes1", "codes2", "codes3" as above, "latent" float32[b y x c]
   packed  "tokens", "labels", "segments", "positions" int32[b l]: several examples a row;
@@ -267,7 +268,8 @@ class Pairs(Images):
     ids = self._tok.encode(caption, add_special_tokens=False).ids[: self._data.text_length]
     text = np.full(self._data.text_length, self._vocab.pad, np.int32)
     text[: len(ids)] = ids
-    return {"image": self.image(record, index), "text": text}
+    row = {"image": self.image(record, index), "text": text}
+    return row | {"regions": record["regions"]} if "regions" in record else row
 
 
 class Codes:

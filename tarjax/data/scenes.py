@@ -15,6 +15,8 @@ import numpy as np
 SIDE = 48
 SIZES = (14, 22)  # side of an upsampled scan in pixels, both ends included
 MARGIN = 1  # free pixels along the border, and on either side of a cut between two digits
+STEP = 8  # glyphs stand on a lattice of this many pixels: one phase per visual word of scale 2
+CUTS = (16, 24, 32)  # where a canvas may be parted
 MOST = 4  # digits in one scene
 SPLITS = ("train", "test")
 RELATIONS = ("left", "right", "above", "below")
@@ -152,11 +154,11 @@ def _cells(rng: random.Random, count: int, vertical: bool) -> list[tuple[int, in
   if count == 1:
     return [box]
   if count == 2:
-    return _cut(box, vertical, rng.randint(17, 31))
-  halves = _cut(box, vertical, rng.randint(22, 26))
+    return _cut(box, vertical, rng.choice(CUTS))
+  halves = _cut(box, vertical, SIDE // 2)
   rng.shuffle(halves)
-  cells = _cut(halves[0], not vertical, rng.randint(17, 31))
-  return cells + (_cut(halves[1], not vertical, rng.randint(17, 31)) if count == 4 else halves[1:])
+  cells = _cut(halves[0], not vertical, rng.choice(CUTS))
+  return cells + (_cut(halves[1], not vertical, rng.choice(CUTS)) if count == 4 else halves[1:])
 
 
 def _cut(box: tuple[int, int, int, int], vertical: bool, at: int) -> list:
@@ -167,10 +169,14 @@ def _cut(box: tuple[int, int, int, int], vertical: bool, at: int) -> list:
 
 
 def _spot(rng: random.Random, cell: tuple[int, int, int, int]) -> tuple[int, int, int]:
-  """A square (x, y, size) anywhere in the cell."""
+  """A square (x, y, size) anywhere on the cell's lattice."""
   x0, y0, x1, y1 = cell
   size = rng.randint(SIZES[0], min(SIZES[1], x1 - x0, y1 - y0))
-  return rng.randint(x0, x1 - size), rng.randint(y0, y1 - size), size
+  return (
+    rng.choice(range(x0, x1 - size + 1, STEP)),
+    rng.choice(range(y0, y1 - size + 1, STEP)),
+    size,
+  )
 
 
 def _align(rng: random.Random, a: tuple, b: tuple, vertical: bool) -> tuple[int, int, int]:
@@ -180,7 +186,8 @@ def _align(rng: random.Random, a: tuple, b: tuple, vertical: bool) -> tuple[int,
   middle = a[across] + (a[2] - b[2]) / 2
   low = max(MARGIN, int(np.ceil(middle - apart / STEEP)))
   high = min(SIDE - MARGIN - b[2], int(np.floor(middle + apart / STEEP)))
-  place = min(max(b[across], low), high) if low <= b[across] <= high else rng.randint(low, high)
+  places = [p for p in range(MARGIN, high + 1, STEP) if p >= low]
+  place = b[across] if b[across] in places else rng.choice(places)
   return (b[0], place, b[2]) if vertical else (place, b[1], b[2])
 
 
@@ -189,7 +196,7 @@ def vary(rng: random.Random, scene: Scene, split: str = "train") -> Scene:
   glyphs = list(scene.glyphs)
   for i, glyph in enumerate(glyphs):
     others = [k for k in scans_of(glyph.label, split) if k != glyph.scan]
-    x, y = glyph.x + rng.randint(-2, 2), glyph.y + rng.randint(-2, 2)
+    x, y = (at + rng.choice((-STEP, 0, 0, STEP)) for at in (glyph.x, glyph.y))
     size = min(max(glyph.size + rng.randint(-2, 2), SIZES[0]), SIZES[1])
     moved = dataclasses.replace(glyph, scan=rng.choice(others), x=x, y=y, size=size)
     rest = glyphs[:i] + glyphs[i + 1 :]
@@ -199,6 +206,24 @@ def vary(rng: random.Random, scene: Scene, split: str = "train") -> Scene:
       moved = dataclasses.replace(glyph, scan=moved.scan)
     glyphs[i] = moved
   return Scene(tuple(glyphs))
+
+
+def regions(scene: Scene, side: int) -> np.ndarray:
+  """What stands in each square of `side` pixels, in raster order: int32[l 2].
+
+  The digit, counted from 1, and the colour, counted from 1 in the order of COLOURS, of the glyph
+  that covers at least a third of the square; zeros where none does.
+  """
+  n, inks = SIDE // side, tuple(COLOURS)
+  shown = np.zeros((n, n, 2), np.int32)
+  edges = np.arange(n) * side
+  for g in scene.glyphs:
+    down, along = (
+      np.clip(np.minimum(edges + side, at + g.size) - np.maximum(edges, at), 0, None)
+      for at in (g.y, g.x)
+    )
+    shown[np.outer(down, along) * 3 >= side * side] = g.label + 1, inks.index(g.colour) + 1
+  return shown.reshape(-1, 2)
 
 
 def touches(a: Glyph, b: Glyph) -> bool:

@@ -7,12 +7,15 @@ Sec. 2). In a short run on captions alone every patch comes to hold the whole pi
 de-tokenizer to draw from. `config.dense` weighs a stand-in: a linear map reads the pixels of each
 block of POOL x POOL patches off the hidden state that TA-Tok reads, pooled and of unit length; the
 state's mean square counts ENERGY times as much, or one constant vector grows to 90% of it.
+`config.naming` (weight, and the number of names of each attribute) stands in for the published
+one's captions of regions: linear maps name what stands in each block.
 """
 
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import optax
 
 from tarjax import losses
 from tarjax.models.layers import Linear, lecun
@@ -35,7 +38,7 @@ class ReadOut(nn.Module):
 
 
 class Task:
-  """Batches are `pairs`: image uint8[b y x 3], text int32[b t]."""
+  """Batches are `pairs`: image uint8[b y x 3], text int32[b t], regions int32[b l k] to name."""
 
   couples = "every picture of a batch is compared with every text"
 
@@ -44,7 +47,11 @@ class Task:
     self.text = TextConfig(**config.model.text)
     self.model: Any = Siglip2(self.vision, self.text)
     self.dense = config.get("dense", 0.0)
-    self.read_out: Any = ReadOut((POOL * self.vision.patch) ** 2 * self.vision.channels)
+    self.naming = dict(config.get("naming", {}))
+    self.pixels = (POOL * self.vision.patch) ** 2 * self.vision.channels
+    self.read_out: Any = ReadOut(self.pixels + sum(self.naming.get("names", ())))
+    if self.naming and not self.dense:
+      raise ValueError("config.naming needs config.dense: both are read off the same states")
 
   def init(self, rng):
     side, width = self.vision.image, self.vision.width
@@ -80,12 +87,33 @@ class Task:
     if self.dense:
       hidden = unit(pool(states[-2], POOL)) * self.vision.width**0.5  # [b l d]
       read = self.read_out.apply({"params": params["dense"]}, hidden)
-      metrics["dense"] = losses.mse(read, blocks(images, POOL * self.vision.patch))
+      metrics["dense"] = losses.mse(
+        read[..., : self.pixels], blocks(images, POOL * self.vision.patch)
+      )
       metrics["energy"] = jnp.square(states[-2]).mean()
       metrics["centre"] = jnp.square(states[-2].mean((0, 1))).mean()
       held = ENERGY * metrics["energy"] + CENTRE * metrics["centre"]
       loss += self.dense * (metrics["dense"] + held)
+      if self.naming:
+        metrics |= named(read[..., self.pixels :], batch["regions"], self.naming["names"])
+        loss += self.naming["weight"] * metrics["naming"]
     return loss, metrics
+
+
+def named(logits, regions, names):
+  """Cross-entropy of logits float[b l sum(names)], and how often what stands there is named right.
+
+  Args:
+    regions: int32[b l k], 0 where nothing stands.
+    names: how many values each of the k attributes has.
+  """
+  loss, something = 0.0, regions[..., 0] > 0  # [b l]
+  right = something
+  for i, part in enumerate(jnp.split(logits, [sum(names[:k]) for k in range(1, len(names))], -1)):
+    picked = optax.softmax_cross_entropy_with_integer_labels(part, regions[..., i])
+    loss += picked.mean()
+    right &= part.argmax(-1) == regions[..., i]
+  return {"naming": loss, "named": right.sum() / jnp.maximum(something.sum(), 1)}
 
 
 def blocks(images, side: int):

@@ -11,8 +11,10 @@ from tarjax.data.scenes import (
   GROUND,
   RELATIONS,
   SIDE,
+  STEP,
   Scene,
   draw_scene,
+  regions,
   relation,
   render,
   scans,
@@ -34,6 +36,7 @@ def test_glyphs_stay_inside_and_apart(count):
   for scene in some(count):
     for i, g in enumerate(scene.glyphs):
       assert 14 <= g.size <= 22
+      assert (g.x - 1) % STEP == 0 and (g.y - 1) % STEP == 0
       assert min(g.x, g.y) >= 1 and max(g.x, g.y) + g.size <= SIDE - 1
       assert not any(touches(g, other) for other in scene.glyphs[:i])
 
@@ -90,9 +93,28 @@ def test_varied_scene_keeps_labels_colours_and_relations_but_no_scan():
     assert relation(*other.glyphs) == relation(*scene.glyphs)
     for a, b in zip(scene.glyphs, other.glyphs, strict=True):
       assert (a.label, a.colour) == (b.label, b.colour) and a.scan != b.scan
-      assert max(abs(a.x - b.x), abs(a.y - b.y), abs(a.size - b.size)) <= 2
+      assert abs(a.size - b.size) <= 2 and {abs(a.x - b.x), abs(a.y - b.y)} <= {0, STEP}
       moved += (a.x, a.y) != (b.x, b.y)
   assert moved > 25
+
+
+@pytest.mark.parametrize("side", [4, 8, 12])
+def test_regions_say_what_covers_a_third_of_each_square(side):
+  for scene in some(3, n=30):
+    expected = []
+    for y in range(0, SIDE, side):
+      for x in range(0, SIDE, side):
+        here = [0, 0]
+        for g in scene.glyphs:
+          inside = sum(
+            g.x <= j < g.x + g.size and g.y <= i < g.y + g.size
+            for i in range(y, y + side)
+            for j in range(x, x + side)
+          )
+          if 3 * inside >= side * side:
+            here = [g.label + 1, list(COLOURS).index(g.colour) + 1]
+        expected.append(here)
+    np.testing.assert_array_equal(regions(scene, side), expected)
 
 
 def test_impossible_scenes_are_refused():

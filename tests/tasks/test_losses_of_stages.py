@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tarjax.tasks.siglip2 import blocks
+from tarjax.tasks.siglip2 import blocks, named
 from tarjax.tasks.ta_tok import match_moments, moments_apart
 from tarjax.tasks.vqvae import swap_places
 
@@ -44,3 +44,14 @@ def test_blocks_are_whole_squares_in_raster_order():
   assert cut.shape == (1, 6, 4)
   np.testing.assert_array_equal(cut[0, 0], [0, 1, 7, 8])
   np.testing.assert_array_equal(cut[0, 4], [16, 17, 23, 24])
+
+
+def test_naming():
+  """The cross-entropies add up; right is what has every attribute right, where something stands."""
+  regions = jnp.array([[[0, 0], [2, 1], [1, 1]]])
+  logits = jnp.array([[[9.0, 0, 0, 9, 0], [0, 0, 9, 0, 9], [0, 9, 0, 9, 0]]])  # last colour wrong
+  metrics = named(logits, regions, (3, 2))
+  surprise = [np.log(1 + 2 * np.exp(-9)), np.log(1 + np.exp(-9))]
+  expected = surprise[0] + surprise[1] + 9 / 3
+  np.testing.assert_allclose(metrics["naming"], expected, rtol=1e-5)
+  assert metrics["named"] == 0.5
