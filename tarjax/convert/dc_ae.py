@@ -225,7 +225,7 @@ def run_parity(config: Mapping[str, Any], sd, inputs) -> dict[str, np.ndarray]:
   variables, model = {"params": from_torch(c, sd)}, DcAe(c)
 
   @jax.jit
-  def run(x, z):
+  def run(variables, x, z):
     latent: Any = model.apply(variables, x, method="encode")
     rec = model.apply(variables, latent, method="decode")
     return latent, rec, model.apply(variables, z / c.scaling, method="decode")
@@ -233,6 +233,6 @@ def run_parity(config: Mapping[str, Any], sd, inputs) -> dict[str, np.ndarray]:
   outputs = {}
   for size in sorted({name.split(".")[0] for name in inputs}):
     x, z = (inputs[f"{size}.{name}"].transpose(0, 2, 3, 1) for name in "xz")
-    for name, value in zip(("latent", "rec", "from_z"), run(x, z), strict=True):
+    for name, value in zip(("latent", "rec", "from_z"), run(variables, x, z), strict=True):
       outputs[f"{size}.{name}"] = nchw(value)
   return outputs

@@ -1,5 +1,6 @@
 """Dif-DTok in diffusers' layout (`transformer/` of a SANA folder, SanaTransformer2DModel)."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -233,7 +234,9 @@ def run_parity(config: Mapping[str, Any], sd, inputs) -> dict[str, np.ndarray]:
   variables, model = {"params": from_torch(c, sd)}, DifDtok(c, collect=True)
   latents = inputs["hidden_states"].transpose(0, 2, 3, 1)
   given = (inputs["timestep"], inputs["encoder_hidden_states"])
-  run = jax.jit(lambda mask: model.apply(variables, latents, *given, mask, inputs.get("guidance")))
+  guidance = inputs.get("guidance")
+  apply = jax.jit(lambda v, mask: model.apply(v, latents, *given, mask, guidance))
+  run = functools.partial(apply, variables)
   plain, inside = run(None)
   mask = inputs.get("encoder_attention_mask")
   masked, inside = (plain, inside) if mask is None else run(mask)
@@ -259,23 +262,23 @@ def run_sampling_parity(config: Mapping[str, Any], sd, inputs) -> dict[str, np.n
   noise = jnp.asarray(inputs["latents"].transpose(0, 2, 3, 1))
   cond, null = inputs["prompt_embeds"], inputs["negative_embeds"]
 
-  def velocity(x, time, cond, mask):
-    return DifDtok(c).apply(params, x, time * c.time_scale, cond, mask)
+  @functools.partial(jax.jit, static_argnums=3)
+  def sample(params, noise, plan, scale):
+    def velocity(x, time, cond, mask):
+      return DifDtok(c).apply(params, x, time * c.time_scale, cond, mask)
+
+    return diffusion.sample(velocity, noise, plan, cond, null, scale)
 
   @jax.jit
-  def decode(latents):
-    pictures: Any = DcAe(vae).apply(vae_params, latents / vae.scaling, method="decode")
+  def decode(params, latents):
+    pictures: Any = DcAe(vae).apply(params, latents / vae.scaling, method="decode")
     return pictures
 
   outputs = {}
   for name, run in config["runs"].items():
     plan = plan_from(run["scheduler"], run["steps"])
-    scale = run["guidance_scale"]
-    sample = jax.jit(
-      lambda noise, plan, scale=scale: diffusion.sample(velocity, noise, plan, cond, null, scale)
-    )
-    latents, trace = sample(noise, plan)
-    picture = np.clip(np.asarray(decode(latents)) * 0.5 + 0.5, 0, 1)
+    latents, trace = sample(params, noise, plan, run["guidance_scale"])
+    picture = np.clip(np.asarray(decode(vae_params, latents)) * 0.5 + 0.5, 0, 1)
     found = {
       "timesteps": plan.times,
       "sigmas": plan.sigmas,

@@ -70,7 +70,7 @@ def select(llm: str, k: int, to: Path, metric: str, direction: str, candidates: 
   if not 0 < k <= first <= count:
     raise ConversionError(f"{k} of {first} candidates, in a table of {count} rows: too many")
   with fresh(to, 8 * k) as partial:
-    table = np.empty((first, width), np.float32)
+    table = np.empty((first, width), run.arrays[WORDS].dtype)
     for start, rows in rows_of(run, WORDS):
       if start < first:
         table[start : start + len(rows)] = rows[: first - start]

@@ -5,6 +5,7 @@ trained (paper Eq. 1-3; SimVQ, arXiv 2411.02038). Letters: t tokens, e codebook 
 Everything here is float32 at full matmul precision.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -231,17 +232,16 @@ def select_codebook(
     raise ValueError(f"direction {direction!r} is none of {DIRECTIONS}")
   if not 0 < k <= len(ids):
     raise ValueError(f"{k} codes asked for, there are {len(ids)} candidates")
-  mean = mean_distances(np.asarray(table)[ids], metric)
+  mean = mean_distances(table if candidates is None else table[ids], metric)
   order = np.argsort(-mean if direction == "largest" else mean, kind="stable")
   return np.sort(ids[order[:k]]).astype(np.int64)
 
 
-def mean_distances(
-  rows: np.ndarray, metric: str = "l2", block: int = 4096, tile: int = 8192
-) -> np.ndarray:
+def mean_distances(rows: np.ndarray, metric: str = "l2", block: int = 4096) -> np.ndarray:
   """Mean distance of every row to all others: float[n d] -> float64[n].
 
-  "l2" compares `block` rows with `tile` rows at a time in float32 and adds the tiles in float64.
+  No more than two times `block` rows are ever copied. "l2" compares them in float32, every two
+  blocks once, and adds up in float64.
 
   Raises:
     ValueError: an unknown metric, or fewer than two rows.
@@ -249,30 +249,44 @@ def mean_distances(
   n = len(rows)
   if metric not in METRICS or n < 2:
     raise ValueError(f"mean distance by {metric!r} of {n} rows: metrics are {METRICS}, rows >= 2")
+  cuts = [slice(i, i + block) for i in range(0, n, block)]
+
+  def unit_rows(cut: slice) -> np.ndarray:
+    x = np.asarray(rows[cut], np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
   if metric == "cosine":
-    x = np.asarray(rows, np.float64)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return 1 - (x @ x.sum(0) - np.square(x).sum(1)) / (n - 1)
-  if metric == "sqeuclidean":
-    x = np.asarray(rows, np.float64)
-    x -= x.mean(0)  # then mean |e_i - e_j|^2 = n/(n-1) (|e_i|^2 + mean |e|^2)
-    square = np.square(x).sum(1)
+    whole = sum(unit_rows(cut).sum(0) for cut in cuts)
+    each = [x @ whole - np.square(x).sum(1) for x in map(unit_rows, cuts)]
+    return 1 - np.concatenate(each) / (n - 1)
+  middle = sum(np.asarray(rows[cut], np.float64).sum(0) for cut in cuts) / n
+
+  def centred(cut: slice) -> np.ndarray:  # distances stay, cancellation shrinks
+    return np.asarray(rows[cut], np.float64) - middle
+
+  if metric == "sqeuclidean":  # mean |e_i - e_j|^2 = n/(n-1) (|e_i|^2 + mean |e|^2)
+    square = np.concatenate([np.square(centred(cut)).sum(1) for cut in cuts])
     return n / (n - 1) * (square + square.mean())
-  x = np.asarray(rows, np.float32)
-  x = x - x.mean(0)  # distances stay, cancellation shrinks
-  ids = np.arange(n)
   total = np.zeros(n)
-  for i in range(0, n, block):
-    for j in range(0, n, tile):
-      left, right = slice(i, i + block), slice(j, j + tile)
-      total[left] += np.asarray(_distance_sums(x[left], x[right], ids[left], ids[right]))
+  for i, first in enumerate(cuts):
+    left = centred(first).astype(np.float32)
+    total[first] += np.asarray(_distance_sums(left, left, True)[0])
+    for second in cuts[i + 1 :]:
+      right = centred(second).astype(np.float32)
+      sums = _distance_sums(left, right, False)
+      total[first] += np.asarray(sums[0])
+      total[second] += np.asarray(sums[1])
   return total / (n - 1)
 
 
-@jax.jit
-def _distance_sums(rows: Array, others: Array, row_ids: Array, other_ids: Array) -> Array:
-  """Sum over `others` of the distance, without a row's distance to itself: float32[t]."""
-  product = jnp.einsum("td,ed->te", rows, others, precision=jax.lax.Precision.HIGHEST)
-  square = jnp.square(rows).sum(-1)[:, None] + jnp.square(others).sum(-1) - 2 * product
-  apart = row_ids[:, None] != other_ids
-  return jnp.where(apart, jnp.sqrt(jnp.maximum(square, 0)), 0).sum(-1)
+@functools.partial(jax.jit, static_argnums=2)
+def _distance_sums(left: Array, right: Array, same: bool) -> tuple[Array, Array]:
+  """Sums over the other side of the distances, float32[t] and float32[e].
+
+  When `same`, both sides are the same rows, and the distance of a row to itself is 0.
+  """
+  product = jnp.einsum("td,ed->te", left, right, precision=jax.lax.Precision.HIGHEST)
+  square = jnp.square(left).sum(-1)[:, None] + jnp.square(right).sum(-1) - 2 * product
+  distance = jnp.sqrt(jnp.maximum(square, 0))
+  distance = jnp.where(jnp.eye(len(left), dtype=bool), 0, distance) if same else distance
+  return distance.sum(1), distance.sum(0)

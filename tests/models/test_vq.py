@@ -3,11 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from tarjax import sharding
-from tarjax.models.vq import SimVq, mean_distances, nearest_code, select_codebook
+from tarjax.models.vq import METRICS, SimVq, mean_distances, nearest_code, select_codebook
 
 
 def draw(seed, *shape):
@@ -147,7 +148,8 @@ def test_sampled_codes_follow_the_softmax_of_cosines(temperature):
 def test_selection_agrees_with_all_pairs():
   table = np.random.default_rng(0).normal(size=(90, 7)).astype(np.float32)
   far = np.linalg.norm(table[:, None] - table[None].astype(np.float64), axis=-1)
-  np.testing.assert_allclose(mean_distances(table, block=30, tile=45), far.sum(1) / 89, rtol=1e-5)
+  for block in (13, 45, 4096):
+    np.testing.assert_allclose(mean_distances(table, block=block), far.sum(1) / 89, rtol=1e-5)
   order = np.argsort(-far.sum(1), kind="stable")
   ids = select_codebook(table, 20)
   assert ids.dtype == np.int64
@@ -160,9 +162,19 @@ def test_selection_agrees_with_all_pairs():
 def test_closed_forms_of_the_metrics():
   table = np.random.default_rng(1).normal(1, 1, (60, 5))
   pairs = np.square(table[:, None] - table[None]).sum(-1)
-  np.testing.assert_allclose(mean_distances(table, "sqeuclidean"), pairs.sum(1) / 59)
   rows = table / np.linalg.norm(table, axis=1, keepdims=True)
-  np.testing.assert_allclose(mean_distances(table, "cosine"), (1 - rows @ rows.T).sum(1) / 59)
+  for block in (7, 4096):
+    mean = mean_distances(table, "sqeuclidean", block)
+    np.testing.assert_allclose(mean, pairs.sum(1) / 59)
+    mean = mean_distances(table, "cosine", block)
+    np.testing.assert_allclose(mean, (1 - rows @ rows.T).sum(1) / 59)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_bfloat16_table_is_compared_as_float32(metric):
+  table = np.random.default_rng(3).normal(size=(50, 6)).astype(ml_dtypes.bfloat16)
+  mean = mean_distances(table.astype(np.float32), metric)
+  np.testing.assert_array_equal(mean_distances(table, metric), mean)
 
 
 def test_equal_means_go_to_the_lower_number_and_candidates_bound_the_choice():
