@@ -2,12 +2,16 @@
 
   python -m tarjax.evaluate --model runs/digits --tasks digits --out runs/digits/scores.json
       --report runs/digits/report.html
+  python -m tarjax.evaluate --model runs/tar --tasks pope,mme,mmbench,seed,gqa,mmmu --data DATA
+      --out results.json
 
-Stages whose run directories lie in the model's folder enter the report with their curves, time and
-memory.
+Stages whose run directories lie in the model's folder enter the report of `digits` with their
+curves, time and memory. The benchmarks are read from DATA and answered greedily at scale 1; their
+answers are kept beside the results, in results.answers.jsonl, where --resume goes on.
 """
 
 import argparse
+import functools
 import os
 import resource
 import sys
@@ -15,10 +19,15 @@ import time
 from pathlib import Path
 
 from tarjax.config import UserError, finished, write_json
+from tarjax.evals.answers import Answers
+from tarjax.evals.asking import Evaluator
+from tarjax.evals.benchmarks import BENCHMARKS
+from tarjax.evals.tables import Table
 
 STAGES = ("siglip2", "llm", "ta_tok", "vqvae", "encoded", "ar_dtok", "mllm", "sft")
 STAGES += ("dc_ae", "dif_dtok")
-TASKS = ("digits",)
+TASKS = ("digits", *BENCHMARKS)
+SEEDS = "of each output, from sha256 of its number and its prompt"
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -27,30 +36,65 @@ def arguments(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--tasks", default="digits", help=f"comma-separated, of {', '.join(TASKS)}")
   parser.add_argument("--out", required=True, help="JSON file to write")
   parser.add_argument("--report", help="HTML file to write")
-  parser.add_argument("--count", type=int, default=600, help="prompts, and questions")
-  parser.add_argument("--seed", type=int, default=12345)
-  parser.add_argument("--scale", type=int, default=2, help="of the visual words drawn: 1, 2 or 3")
-  parser.add_argument("--temperature", type=float, help="of the visual words")
+  parser.add_argument("--batch", type=int, default=64, help="prompts at a time")
+  parser.add_argument("--scale", type=int, help="of pictures: 1, 2 or 3; digits 2, benchmarks 1")
+  digits = parser.add_argument_group("digits")
+  digits.add_argument("--count", type=int, default=600, help="prompts, and questions")
+  digits.add_argument("--seed", type=int, default=12345)
+  digits.add_argument("--temperature", type=float, help="of the visual words")
+  others = parser.add_argument_group("benchmarks")
+  others.add_argument("--data", help="folder with copies of the data sets, lmms-lab/NAME in NAME")
+  others.add_argument("--limit", type=int, default=0, help="only the first so many of each")
+  others.add_argument("--resume", action="store_true", help="keep the answers that are there")
   return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace, began: float) -> None:
   """Checks what is cheap to check before anything is loaded."""
-  for task in args.tasks.split(","):
+  names = list(dict.fromkeys(args.tasks.split(",")))
+  check(args, names)
+  tables = {
+    name: Table(BENCHMARKS[name], Path(args.data), args.limit) for name in names if name != "digits"
+  }
+  from tarjax.evals import provenance  # imports jax
+  from tarjax.pipeline import TarPipeline
+
+  pipe = TarPipeline.load(args.model, args.batch)
+  model = provenance.of_model(pipe)
+  scores: dict = {}
+  if "digits" in names:
+    scores |= digits(args, pipe, began)
+  if tables:
+    scores["benchmarks"] = benchmarks(args, pipe, tables, model)
+  scores["provenance"] = {"model": args.model} | model | provenance.of_code()
+  write_json(Path(args.out), scores)
+  print(f"scores: {args.out}")
+
+
+def check(args: argparse.Namespace, names: list[str]) -> None:
+  """Raises UserError for what the command line alone shows to be wrong."""
+  for task in names:
     if task not in TASKS:
       raise UserError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
   if args.count < 12:
     raise UserError(f"--count must be at least 12, two prompts per category, not {args.count}")
-  if args.seed < 0:
-    raise UserError(f"--seed must not be negative, got {args.seed}")
-  if args.scale not in (1, 2, 3):
+  if args.scale not in (None, 1, 2, 3):
     raise UserError(f"scale must be 1, 2 or 3, not {args.scale}")
+  for flag, least in (("seed", 0), ("limit", 0), ("batch", 1)):
+    if getattr(args, flag) < least:
+      wrong = f"be at least {least}" if least else "not be negative"
+      raise UserError(f"--{flag} must {wrong}, got {getattr(args, flag)}")
+  if names != ["digits"] and not args.data:
+    raise UserError(f"--tasks {args.tasks} needs --data, the folder of the data sets")
+  if args.report and "digits" not in names:
+    raise UserError("--report shows the digits, which are not among the tasks")
   for path in filter(None, (args.out, args.report)):
     if not Path(path).absolute().parent.is_dir():
       raise UserError(f"cannot write {path}: there is no folder {Path(path).parent}")
-  from tarjax.pipeline import TarPipeline
 
-  pipe = TarPipeline.load(args.model)
+
+def digits(args: argparse.Namespace, pipe, began: float) -> dict:
+  """Scores on the composed digits, printed, and their report."""
   from tarjax.evals import digits
   from tarjax.evals.digits_scorer import Scorer
 
@@ -58,7 +102,7 @@ def run(args: argparse.Namespace, began: float) -> None:
     Scorer(),
     count=args.count,
     seed=args.seed,
-    scale=args.scale,
+    scale=args.scale or 2,
     temperature=args.temperature,
   )
   scores = {"settings": settings(args, pipe)} | measure(evaluator, pipe)
@@ -71,16 +115,36 @@ def run(args: argparse.Namespace, began: float) -> None:
     page = report.build(scores, runs, evaluator.drawings, evaluator.answers, evaluator.rebuilt)
     write(Path(args.report), page)
     print(f"report: {args.report}")
-  write_json(Path(args.out), scores)
-  print(f"scores: {args.out}")
+  return scores
 
 
 def settings(args: argparse.Namespace, pipe) -> dict:
-  """What the scores depend on besides the weights."""
-  drawn = pipe.bundle["sampling"]["image"] | {"scale": args.scale}
+  """What the scores of the digits depend on besides the weights."""
+  drawn = pipe.bundle["sampling"]["image"] | {"scale": args.scale or 2}
   if args.temperature is not None:
     drawn["temperature"] = args.temperature
   return {"prompts": args.count, "questions": args.count, "seed": args.seed} | drawn
+
+
+def benchmarks(args: argparse.Namespace, pipe, tables: dict[str, Table], model: dict) -> dict:
+  """{name: scores with intervals, and what they depend on}, printed."""
+  sampler = pipe.bundle["sampling"].get("text", {}) | {"temperature": 0.0}
+  how = {"sampler": sampler | {"scale": args.scale or 1}, "seeds": SEEDS}
+  out = Path(args.out)
+  kept = Answers(out.with_name(f"{out.stem}.answers.jsonl"), model | how, args.resume)
+  describe = functools.partial(pipe.describe, scale=args.scale or 1, temperature=0.0)
+  found = {}
+  for name, rows in tables.items():
+    evaluator = Evaluator(rows, kept, args.batch, print)
+    scores = evaluator.score(evaluator.answer(describe))
+    facts = {"questions": len(rows), "limit": args.limit, "data": str(rows.folder)}
+    versions = {"scorer": rows.benchmark.version, "max_new": rows.benchmark.max_new}
+    found[name] = {"scores": scores} | facts | versions | how
+    for metric, score in scores.items():
+      ends = f"{score['low']:.4g} to {score['high']:.4g}"
+      print(f"{name + '/' + metric:40}{score['value']:10.4g}  ({ends})")
+  kept.close()
+  return found
 
 
 def measure(evaluator, pipe) -> dict:

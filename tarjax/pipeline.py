@@ -13,6 +13,7 @@ The last two components are optional: a bundle whose folders of these are absent
 only.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -272,7 +273,7 @@ class TarPipeline:
 
   def describe(
     self,
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray | Sequence[np.ndarray]],
     questions: Sequence[str],
     *,
     scale: int | None = None,
@@ -280,14 +281,16 @@ class TarPipeline:
     max_new: int = 64,
     **settings,
   ) -> list[str]:
-    """Answers to one question per picture; greedy unless `temperature` is given."""
+    """Answers to one question per picture, or per list of pictures; greedy as bundles are made."""
     scale = int(self.bundle["sampling"]["scale"]) if scale is None else scale
-    codes = self.encode(images, scale)
+    groups = [[i] if isinstance(i, np.ndarray) else list(i) for i in images]
+    codes = iter(self.encode([image for group in groups for image in group], scale))
     asked = []
-    for question, row in zip(questions, codes, strict=True):
+    for question, group in zip(questions, groups, strict=True):
       if not question.strip():
         raise UserError("the question is empty")
-      asked.append(tokens.i2t_prompt(self.tok, self.vocab, question, row))
+      rows = itertools.islice(codes, len(group))
+      asked.append(tokens.i2t_prompt(self.tok, self.vocab, question, *rows))
     seeds = list(range(len(asked))) if seeds is None else list(seeds)
     chosen = {**self.bundle["sampling"]["text"], **drop_none(settings)}
     text = (0, self.vocab.im_start - 1)

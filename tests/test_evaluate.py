@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import benchmark_data
 import numpy as np
 import pytest
 
@@ -30,6 +33,12 @@ def call(tmp_path, **changed) -> list[str]:
     ({"seed": -1}, "--seed must not be negative"),
     ({"out": "/nowhere/scores.json"}, "there is no folder /nowhere"),
     ({"report": "/nowhere/report.html"}, "there is no folder /nowhere"),
+    ({"tasks": "pope"}, "--tasks pope needs --data"),
+    ({"tasks": "pope", "data": "/nowhere"}, "--data /nowhere is not a folder"),
+    ({"tasks": "pope", "data": "/tmp", "report": "r.html"}, "--report shows the digits"),
+    ({"tasks": "digits,mme", "data": "/usr/lib"}, "mme: /usr/lib has no folder MME"),
+    ({"limit": -1}, "--limit must not be negative"),
+    ({"batch": 0}, "--batch must be at least 1"),
   ],
 )
 def test_bad_input_is_one_sentence(tmp_path, capsys, changed, sentence):
@@ -45,7 +54,29 @@ def test_exit_code_of_the_process(tmp_path):
 
 
 class Pipe:
-  bundle = {"sampling": {"image": {"temperature": 0.5, "top_k": 0}}}
+  """Stands for TarPipeline; says what lmms_eval.json says, of pictures that know their numbers."""
+
+  bundle = {
+    "components": {"tokenizer": "."},
+    "preprocessing": {"canvas": 48},
+    "sampling": {"image": {"temperature": 0.5, "top_k": 0}, "text": {"top_k": 3}},
+  }
+  params = {"mllm": {"w": np.zeros(3)}}
+  ta_tok = SimpleNamespace(cfg=SimpleNamespace(encoder=SimpleNamespace(image=384)))
+
+  def __init__(self, folder):
+    self.folder = Path(folder)
+    (self.folder / "tokenizer.json").write_text("{}")
+
+  def describe(self, images, questions, *, scale, seeds, max_new, temperature):
+    assert scale == 1 and temperature == 0 and len(seeds) == len(questions) <= 4
+    name = "pope" if max_new == 128 else "gqa"
+    return [known(name, question) for question in questions]
+
+
+def known(name, question):
+  data = benchmark_data.KNOWN[name]
+  return data["answers"][data["prompts"].index(question)]
 
 
 class Evaluator:
@@ -69,7 +100,7 @@ class Evaluator:
 
 
 def test_scores_report_and_table(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(TarPipeline, "load", lambda folder: Pipe())
+  monkeypatch.setattr(TarPipeline, "load", lambda folder, batch: Pipe(folder))
   monkeypatch.setattr(digits, "Evaluator", Evaluator)
   monkeypatch.setattr(digits_scorer, "Scorer", lambda: None)
   (tmp_path / "mllm").mkdir()
@@ -91,3 +122,27 @@ def test_scores_report_and_table(tmp_path, capsys, monkeypatch):
   )
   page = (tmp_path / "report.html").read_text()
   assert "a red three" in page and "Tar pretraining" in page and "0.625" in page
+
+
+def test_benchmarks_are_scored_with_what_they_depend_on(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(TarPipeline, "load", lambda folder, batch: Pipe(folder))
+  benchmark_data.write_all(tmp_path / "data", ["pope", "gqa"])
+  argv = call(tmp_path, tasks="gqa,pope", data=tmp_path / "data", batch=4, limit=1)
+  assert evaluate.main(argv, time.time()) == 0
+  found = json.loads((tmp_path / "scores.json").read_text())
+  assert list(found["benchmarks"]) == ["gqa", "pope"]
+  pope = found["benchmarks"]["pope"]
+  assert pope["questions"] == 1 and pope["scorer"] == 1 and pope["max_new"] == 128
+  assert pope["sampler"] == {"top_k": 3, "temperature": 0.0, "scale": 1}
+  assert set(pope["scores"]["f1"]) == {"value", "low", "high"}
+  made = found["provenance"]
+  assert len(made["checkpoint"]["mllm"]) == len(made["checkpoint"]["tokenizer"]) == 64
+  assert made["preprocessing"]["encoder"] == 384 and made["versions"]["jax"] and made["revision"]
+  assert "gqa/exact_match" in capsys.readouterr().out
+  assert len((tmp_path / "scores.answers.jsonl").read_text().splitlines()) == 3
+
+  changed = Pipe(tmp_path)
+  changed.params = {"mllm": {"w": np.ones(3)}}
+  monkeypatch.setattr(TarPipeline, "load", lambda folder, batch: changed)
+  assert evaluate.main([*argv, "--resume"], time.time()) == 2
+  assert "scores.answers.jsonl cannot be resumed: checkpoint.mllm was" in capsys.readouterr().err

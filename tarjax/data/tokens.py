@@ -238,10 +238,10 @@ def t2i_prompt(tok: Tokenizer, vocab: Vocab, prompt: str, scale: int | None) -> 
   return chat_prompt(tok, vocab, [turn], draw=True, scale=scale)
 
 
-def i2t_prompt(tok: Tokenizer, vocab: Vocab, question: str, codes) -> np.ndarray:
-  """Question about one image, codes int[n]: int32[l]."""
-  turn = {"from": "human", "value": f"{PLACEHOLDER}\n{question}"}
-  return chat_prompt(tok, vocab, [turn], [codes])
+def i2t_prompt(tok: Tokenizer, vocab: Vocab, question: str, *codes) -> np.ndarray:
+  """Question about images, codes int[n] each, which stand in front of it: int32[l]."""
+  turn = {"from": "human", "value": " ".join([PLACEHOLDER] * len(codes)) + f"\n{question}"}
+  return chat_prompt(tok, vocab, [turn], codes)
 
 
 def is_image(vocab: Vocab, tokens: np.ndarray) -> np.ndarray:

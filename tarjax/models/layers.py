@@ -184,7 +184,7 @@ class Conv(nn.Module):
   """2-D convolution, float[b y x c] -> float[b y' x' c'], kernel [ky kx c/groups c']."""
 
   features: int
-  size: int = 3
+  size: int | tuple[int, int] = 3
   stride: int = 1
   padding: Any = "SAME"
   groups: int = 1
@@ -194,7 +194,8 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+    ky, kx = (self.size, self.size) if isinstance(self.size, int) else self.size
+    shape = (ky, kx, x.shape[-1] // self.groups, self.features)
     axes = (None, None, "conv_in", "conv_out")
     kernel = self.param("kernel", named(self.init, *axes), shape, jnp.float32)
     y = jax.lax.conv_general_dilated(

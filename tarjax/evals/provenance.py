@@ -1,0 +1,31 @@
+"""What scores depend on: weights, code, preprocessing, sampling."""
+
+import hashlib
+import importlib.metadata
+from typing import Any
+
+import jax
+
+from tarjax.config import PACKAGES, revision
+from tarjax.stamps import tree_hash
+
+
+def of_model(pipe) -> dict[str, Any]:
+  """Hashes of a `TarPipeline`'s weights and tokenizer, and how it takes pictures in."""
+  weights = {name: tree_hash(jax.device_get(pipe.params[name])) for name in pipe.params}
+  tokenizer = pipe.folder / pipe.bundle["components"]["tokenizer"] / "tokenizer.json"
+  return {
+    "checkpoint": weights | {"tokenizer": file_hash(tokenizer)},
+    "preprocessing": pipe.bundle["preprocessing"]
+    | {"encoder": pipe.ta_tok.cfg.encoder.image, "filter": "bicubic, antialiased"},
+  }
+
+
+def of_code() -> dict[str, Any]:
+  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  return {"revision": revision(), "versions": versions, "devices": jax.device_count()}
+
+
+def file_hash(path) -> str:
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
