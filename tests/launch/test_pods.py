@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parent.parent.parent
 RUN = ["--config=configs/x.py", "--workdir=/mnt/tar/runs/a b", '--config.note=it\'s "$HOME" & co']
 TPU = [
-  "--name=",
+  "--name",
   "tar",
   "--zone",
   "us-east5-a",
