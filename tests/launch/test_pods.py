@@ -13,18 +13,8 @@ import yaml
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = ["--config=configs/x.py", "--workdir=/mnt/tar/runs/a b", '--config.note=it\'s "$HOME" & co']
-TPU = [
-  "--name",
-  "tar",
-  "--zone",
-  "us-east5-a",
-  "--topology",
-  "v5p:4x4x4",
-  "--mount",
-  "gs://bucket",
-]
-GKE = ["--name", "tar", "--topology", "v5e:16x16", "--image", "gcr.io/p/tar:1", "--mount"]
-GKE += ["nas:/share"]
+TPU = "--name tar --zone us-east5-a --topology v5p:4x4x4 --mount gs://bucket".split()
+GKE = "--name tar --topology v5e:16x16 --image gcr.io/p/tar:1 --mount nas:/share".split()
 SLURM = ["--nodes", "2", "--gpus", "8"]
 
 
