@@ -313,3 +313,30 @@ def test_the_skypilot_task(tmp_path):
   env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RUN": shlex.join(RUN)}
   subprocess.run(["/bin/bash", "-c", task["run"]], env=os.environ | env, check=True, timeout=20)
   assert calls(tmp_path) == [["bash", "launch/worker.sh", "--", *RUN]]
+
+
+def test_plans_are_kept_and_made_into_a_table(tmp_path):
+  held = {"total": 3 * 2**30}
+  plan = {"topology": "v5p:4x4x4", "mesh": {"data": 8, "fsdp": 8, "model": 1}, "fits": True}
+  plan |= {"bytes_per_chip": held, "step_seconds": 0.25, "at_most_seconds": 0.5, "mfu": 0.456}
+  plan |= {"images_per_second": 2048.0, "chip_hours": 1234.5}
+  body = f"""
+if args[0] == "-":
+  os.execvp("python3", ["python3", *args])
+print({json.dumps(plan)!r} if "v5p" in str(args) else '{{"fits": false, "topology": "v5e:8x8",'
+      '"mesh": {{"data": 8}}, "bytes_per_chip": {{"total": 0}}}}')
+sys.exit(0 if "v5p" in str(args) else 2 if "v6e" in str(args) else 1)
+"""
+  stand_in(tmp_path, "python", body)
+  env = {"PYTHON": str(tmp_path / "python")}
+  out = ["--out", str(tmp_path / "plans")]
+  done = launch(tmp_path, "plans.sh", *out, "ta_tok.py v5p", **env)
+  assert done.returncode == 0, done.stderr
+  row = "| `ta_tok.py` | v5p:4x4x4 (8, 8, 1) |  | 3.0 | 0.250 | 0.500 | 45.6% | 2,048 images |"
+  assert done.stdout.splitlines()[2].startswith(row)
+  planned = ["-m", "tarjax.plan", "--config=configs/ta_tok.py", "--topology=v5p:4x4x4", "--json"]
+  assert calls(tmp_path)[0] == ["python", *planned]
+  again = launch(tmp_path, "plans.sh", *out, "ta_tok.py v5p", **env)
+  assert again.stdout == done.stdout and len(calls(tmp_path)) == 3
+  assert "does not fit" in launch(tmp_path, "plans.sh", *out, "ta_tok.py v5e", **env).stdout
+  assert launch(tmp_path, "plans.sh", *out, "ta_tok.py v6e", **env).returncode == 2
