@@ -21,7 +21,7 @@ def get_config(variant="full"):
   config = base.get_config("ta_tok", steps=390_625, batch=512, lr=2e-4, warmup=15_625)
   config.optim.update(b2=0.99, weight_decay=1e-4, final=0.01)
   config.mesh.fsdp = 8  # 1,152 / 8 is a multiple of 16, and 1,152 / 16 is not
-  config.model = dict(base.TA_TOK, dtype=base.COMPUTE, remat="attn")
+  config.model = dict(base.TA_TOK, dtype=base.COMPUTE, remat="attn,qkv,resid,up")
   config.scales = dict(base.SCALES)
   config.beta = 1.0  # of the commitment (Eq. 3); the codebook's and the reconstruction's are 1 too
   config.init = {"encoder": "../siglip2:vision"}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tarjax import chips, costs, plan, sweep
+from tarjax import chips, costs, hlo, plan, sweep
 from tarjax.config import UserError, parse
 from tarjax.models import attention
 
@@ -154,3 +154,24 @@ def test_a_small_stage_compiled_for_four_chips(capsys):
   assert result["tokens_per_second"] == pytest.approx(tokens / result["step_seconds"])
   assert result["bytes_per_chip"]["total"] < result["bytes_per_chip"]["limit"]
   assert {"all-gather", "reduce-scatter"} & set(result["collectives"]) and result["chip_hours"] > 0
+
+
+@needs_libtpu
+@pytest.mark.parametrize("model", [1, 2])
+def test_the_search_for_words_compares_in_full_on_tpu(model):
+  """Whether or not the codebook is sharded: the compiler would narrow a minimum to bfloat16."""
+  mesh = [
+    "--config.mesh.data=1",
+    f"--config.mesh.fsdp={4 // model}",
+    f"--config.mesh.model={model}",
+  ]
+  config, _ = parse(["--config=configs/ta_tok.py:tiny", "--workdir=plan", *mesh])
+  plan.quiet_libtpu()
+  _, devices = plan.describe("v5e:2x2", 1)
+  with jax.default_matmul_precision("default"):
+    text = plan.compiled_steps(config, devices).compile({"scale": 1}).as_text()
+  computations = hlo.Program(text).computations.values()
+  pairs = [i for body in computations for i in body if i.opcode == "reduce" and len(i.arrays) == 2]
+  searches = [i for i in pairs if "quantize" in i.op_name]
+  assert len(searches) == model
+  assert all([kind for kind, *_ in i.arrays] == ["s32", "s32"] for i in searches)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tarjax import sharding
+from tarjax.models import vq
 from tarjax.models.vq import METRICS, SimVq, mean_distances, nearest_code, select_codebook
 
 
@@ -210,3 +211,26 @@ def test_a_search_over_devices_is_the_search(sizes):
   assert (np.asarray(got[0]).reshape(-1)[32:40] == np.arange(8)).all()
   rounding = 1e-6 * float(jnp.square(z).sum(-1).max())  # of the terms that a distance is made of
   np.testing.assert_allclose(got[1], want[1], atol=rounding)
+
+
+@pytest.mark.parametrize("block", [16, 64])
+def test_the_search_of_tpus_is_the_search(block, monkeypatch):
+  rng = np.random.default_rng(0)
+  table = jnp.asarray(rng.normal(size=(64, 8)), jnp.float32)
+  table = table.at[32:40].set(table[:8])
+  z = jnp.concatenate([table[:40], table[:24] + 0.01])
+  want = nearest_code(z, table, block)
+  monkeypatch.setattr(vq, "platform", lambda: "tpu")
+  got = nearest_code(z, table, block)
+  np.testing.assert_array_equal(got[0], want[0])
+  np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_floats_as_ordered_integers():
+  x = np.float32(
+    [-np.inf, -3e38, -1.5, -1e-45, 0.0, 1e-45, 2.0, np.nextafter(2, 3, dtype="f4"), np.inf]
+  )
+  keys = np.asarray(vq.ordered(jnp.asarray(x)))
+  assert (np.diff(keys.astype(np.int64)) > 0).all()
+  back = jax.lax.bitcast_convert_type(vq.ordered(jnp.asarray(keys).view(jnp.float32)), jnp.float32)
+  np.testing.assert_array_equal(np.asarray(back), x)
