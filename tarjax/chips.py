@@ -52,6 +52,25 @@ CHIPS = {
 # fmt: on
 
 
+# bfloat16 operations of a GPU per second, dense, by a part of what JAX calls it.
+GPU_PEAKS = {
+  "H100 PCIe": 756e12,
+  "H100": 989e12,
+  "H200": 989e12,
+  "H800": 989e12,
+  "B200": 2250e12,
+  "A100": 312e12,
+  "L40S": 362e12,
+  "L4": 121e12,
+}
+
+
+def peak_of(kind: str) -> float | None:
+  """bfloat16 operations per second of a device of this kind, None for one that is not known."""
+  tpus = {chip.kind: chip.peak for chip in CHIPS.values()}
+  return tpus.get(kind) or next((p for name, p in GPU_PEAKS.items() if name in kind), None)
+
+
 def compiler_options(config: Any, devices: Sequence[Any]) -> dict[str, Any]:
   """What `config.compiler` says for this kind of device; {} for one that it does not name."""
   names = [name for name, chip in CHIPS.items() if chip.kind == devices[0].device_kind]

@@ -16,8 +16,6 @@ of their schedules; collectives that wait for their result count in full.
 Exit codes: 0 it fits, 1 it does not, 2 a mistake in the command or config.
 """
 
-import collections
-import dataclasses
 import importlib.util
 import json
 import os
@@ -26,7 +24,7 @@ import sys
 import time
 from typing import Any
 
-from tarjax.config import UserError, parse, told
+from tarjax.config import UserError, parse
 
 FLAGS = ("topology", "slices", "json", "every-scale", "sweep")
 TOPOLOGIES = {
@@ -131,32 +129,33 @@ def plan(config, topology: str, devices: list[Any], every_scale: bool = False) -
     UserError: a mesh or batch that does not fit the topology, or a mistake in the config.
   """
   from tarjax import costs
+  from tarjax.stage import make_stage
 
-  programs = compiled_steps(config, devices)
-  shares = programs.shares if every_scale else {next(iter(programs.shares)): 1.0}
+  stage = make_stage(config, devices)
+  shares = stage.shares if every_scale else {next(iter(stage.shares)): 1.0}
   out: list[tuple[float, dict[str, Any]]] = []
   for static, share in shares.items():
     began = time.time()
-    made = programs.compile(dict(static))
+    made = compile_step(stage, dict(static))
     if isinstance(made, str):
       needed = costs.needed(made)
-      return programs.sizes(needed) | {"fits": False, "topology": topology, "reason": made}
-    step = costs.read_step(made, list(programs.mesh.devices.flat), topology)
+      return sizes(stage, needed) | {"fits": False, "topology": topology, "reason": made}
+    step = costs.read_step(made, list(stage.mesh.devices.flat), topology)
     step["compile_seconds"] = round(time.time() - began, 1)
-    step["flops"]["model"] = programs.model_flops(dict(static)) / len(devices)
+    step["flops"]["model"] = stage.model_flops(dict(static)) / len(devices)
     out.append((share, step))
   parts = mean([step for _, step in out], [share for share, _ in out])
-  return programs.sizes(parts.pop("memory")) | verdict(config, topology, devices, parts, programs)
+  return sizes(stage, parts.pop("memory")) | verdict(topology, devices, parts, stage)
 
 
-def verdict(config, topology, devices, parts, programs) -> dict[str, Any]:
+def verdict(topology, devices, parts, stage) -> dict[str, Any]:
   """The totals of a step's parts."""
   from tarjax import chips
 
   chip, seconds = chips.CHIPS[topology.partition(":")[0]], parts["step_seconds"]
   rate = chip.peak * seconds
-  unit, count = programs.throughput()
-  hours = config.steps * seconds / 3600
+  unit, count = stage.throughput()
+  hours = stage.config.steps * seconds / 3600
   result = {
     "fits": True,
     "topology": topology,
@@ -166,10 +165,10 @@ def verdict(config, topology, devices, parts, programs) -> dict[str, Any]:
     f"{unit}_per_second": count / seconds,
     "hours": hours,
     "chip_hours": hours * len(devices),
-    "steps": config.steps,
+    "steps": stage.config.steps,
   }
   if unit == "tokens":  # what 6 x parameters x tokens gives, with the table that is only looked up
-    result["mfu_6nd"] = 6 * programs.parameters * count / len(devices) / rate
+    result["mfu_6nd"] = 6 * stage.parameters * count / len(devices) / rate
   return result
 
 
@@ -183,171 +182,53 @@ def mean(steps: list[Any], weights: list[float]) -> Any:
   return steps[0]
 
 
-def compiled_steps(config, devices):
-  """A `Steps` for the config on these chips."""
-  from tarjax import optim, sharding, state, tasks
+def compile_step(stage, static: dict[str, Any]) -> Any:
+  """The compiled step, or the compiler's words when it does not fit the memory."""
+  import jax
+  import jax.numpy as jnp
 
-  with told():
-    mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
-    split = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
-    if config.batch % split:
-      raise UserError(
-        f"config.batch={config.batch} does not divide over data x fsdp x accumulate = {split}"
-      )
-  with told(TypeError):
-    task = tasks.make_task(config)
-  optimizer = optim.make_optimizer(config.optim, config.steps)
-  schedule = optim.make_schedule(config.optim, config.steps)
-  with told():
-    layout = state.make_layout(task, optimizer, mesh)
-  return Steps(config, task, optimizer, schedule, layout, mesh)
+  from tarjax import sharding, state
+  from tarjax.stage import a_key
+
+  everywhere = sharding.replicated(stage.mesh)
+
+  def abstract(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+  begun = state.TrainState(abstract((), jnp.int32), stage.layout.params, stage.layout.opt)
+  key = abstract(a_key().shape, a_key().dtype)
+  with jax.set_mesh(stage.mesh):
+    step, _ = stage.programs()(True, static)
+    traced = step.trace(begun, stage.layout.frozen, stage.batch(), key)
+    lowered = traced.lower(lowering_platforms=("tpu",))
+    try:
+      return lowered.compile()
+    except jax.errors.JaxRuntimeError as e:
+      if "RESOURCE_EXHAUSTED" not in str(e):
+        raise UserError(f"the compiler refuses this step: {str(e).splitlines()[0]}") from e
+      return str(e)
 
 
-@dataclasses.dataclass
-class Steps:
-  """The training steps of a config as the loop would compile them, for chips that are not here."""
+def sizes(stage, memory: dict[str, float]) -> dict[str, Any]:
+  """Bytes on a chip: what the run keeps, and with `memory` what a step needs besides."""
+  import jax
+  import numpy as np
 
-  config: Any
-  task: Any
-  optimizer: Any
-  schedule: Any
-  layout: Any
-  mesh: Any
-
-  @property
-  def shares(self) -> dict[tuple, float]:
-    """How often each value of the static arguments is drawn; the longest sequence first."""
-    drawn = collections.Counter(tuple(sorted(self.task.static(s).items())) for s in range(1000))
-    return {static: drawn[static] / 1000 for static in sorted(drawn)}
-
-  @property
-  def parameters(self) -> int:
-    import jax
-
-    return sum(x.size for x in jax.tree.leaves(self.layout.params))
-
-  def compile(self, static: dict[str, Any]) -> Any:
-    """The compiled step, or the compiler's words when it does not fit the memory."""
-    import jax
-    import jax.numpy as jnp
-
-    from tarjax import chips, sharding, state
-
-    everywhere = sharding.replicated(self.mesh)
-    options = chips.compiler_options(self.config, self.mesh.devices.flat)
-
-    def abstract(shape, dtype):
-      return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    begun = state.TrainState(abstract((), jnp.int32), self.layout.params, self.layout.opt)
-    arguments = (begun, self.layout.frozen, self.batch(), abstract(key.shape, key.dtype))
-    with jax.set_mesh(self.mesh):
-      programs = state.Programs(
-        self.task,
-        self.optimizer,
-        self.schedule,
-        self.layout,
-        self.mesh,
-        self.config.accumulate,
-        options,
-      )
-      step, _ = programs(True, static)
-      lowered = step.trace(*arguments).lower(lowering_platforms=("tpu",))
-      try:
-        return lowered.compile()
-      except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-          raise UserError(f"the compiler refuses this step: {str(e).splitlines()[0]}") from e
-        return str(e)
-
-  def batch(self) -> dict[str, Any]:
-    """ShapeDtypeStructs of a global batch, by `config.data.format`; see data.pipeline."""
-    import jax
-    import numpy as np
-
-    from tarjax import sharding
-
-    place, b, data = sharding.batch_sharding(self.mesh), self.config.batch, self.config.data
-
-    def of(dtype, *shape):
-      return jax.ShapeDtypeStruct((b, *shape), dtype, sharding=place)
-
-    codes = {}
-    if data.format in ("codes", "latents"):
-      codes = {f"codes{s}": of(np.int32, self.task.ta_tok.cfg.tokens(s)) for s in (1, 2, 3)}
-    match data.format:
-      case "packed":
-        names = ("tokens", "labels", "segments", "positions")
-        return {name: of(np.int32, data.length) for name in names}
-      case "codes":
-        return codes | {"vq": of(np.int32, self.task.net.length)}
-      case "latents":
-        net = self.task.net
-        return codes | {"latent": of(np.float32, net.size, net.size, net.channels)}
-      case "pairs":
-        text = of(np.int32, data.text_length)
-        return {"image": of(np.uint8, data.size, data.size, 3), "text": text}
-      case "images":
-        return {"image": of(np.uint8, data.size, data.size, 3)}
-      case other:
-        raise UserError(f"config.data.format={other!r} cannot be planned")
-
-  def throughput(self) -> tuple[str, int]:
-    """What a step reads: ("tokens" or "images", how many)."""
-    packed = self.config.data.format == "packed"
-    return (
-      ("tokens", self.config.batch * self.config.data.length)
-      if packed
-      else (
-        "images",
-        self.config.batch,
+  def held(tree) -> float:
+    return float(
+      sum(
+        np.prod(x.sharding.shard_shape(x.shape), dtype=np.float64) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
       )
     )
 
-  def model_flops(self, static: dict[str, Any]) -> float:
-    """Products of one global step, none of them computed twice, causal attention halved."""
-    import jax
-
-    from tarjax import costs, tasks
-
-    config = self.config.copy_and_resolve_references()
-    with config.unlocked():
-      config.model.update({"remat": "none"} if "remat" in config.model else {})
-    loss = tasks.make_task(config).loss
-
-    def gradient(params, frozen, batch, rng):
-      return jax.value_and_grad(
-        lambda p: loss(p, frozen, batch, rng, train=True, **static), has_aux=True
-      )(params)
-
-    plain = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-      (self.layout.params, self.layout.frozen, self.batch()),
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return costs.traced_flops(jax.make_jaxpr(gradient)(*plain, key).jaxpr)
-
-  def sizes(self, memory: dict[str, float]) -> dict[str, Any]:
-    """Bytes on a chip: what the run keeps, and with `memory` what a step needs besides."""
-    import jax
-    import numpy as np
-
-    def held(tree) -> float:
-      return float(
-        sum(
-          np.prod(x.sharding.shard_shape(x.shape), dtype=np.float64) * x.dtype.itemsize
-          for x in jax.tree.leaves(tree)
-        )
-      )
-
-    kept = {name: held(getattr(self.layout, name)) for name in ("params", "opt", "frozen")}
-    names = {"params": "parameters", "opt": "optimizer", "frozen": "frozen"}
-    kept = {names[name]: size for name, size in kept.items()} | {"batch": held(self.batch())}
-    total = max(memory["total"], sum(kept.values()))
-    kept["activations"] = total - sum(kept.values())
-    mesh = {k: int(v) for k, v in self.mesh.shape.items()}
-    return {"mesh": mesh, "bytes_per_chip": kept | {"total": total, "limit": memory["limit"]}}
+  kept = {name: held(getattr(stage.layout, name)) for name in ("params", "opt", "frozen")}
+  names = {"params": "parameters", "opt": "optimizer", "frozen": "frozen"}
+  kept = {names[name]: size for name, size in kept.items()} | {"batch": held(stage.batch())}
+  total = max(memory["total"], sum(kept.values()))
+  kept["activations"] = total - sum(kept.values())
+  mesh = {k: int(v) for k, v in stage.mesh.shape.items()}
+  return {"mesh": mesh, "bytes_per_chip": kept | {"total": total, "limit": memory["limit"]}}
 
 
 def told_in_words(result: dict[str, Any]) -> str:

@@ -64,11 +64,12 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   import jax
   import numpy as np
 
-  from tarjax import chips, metrics, optim, profiling, saving, sharding, stamps, tasks, writers
+  from tarjax import metrics, optim, profiling, saving, sharding, stamps, writers
   from tarjax import state as states
   from tarjax.data import damage
   from tarjax.data.pipeline import make_batches, sample_ids
   from tarjax.evals.loss import Evaluator
+  from tarjax.stage import make_stage
 
   with config.unlocked():
     config.workdir = str(workdir)
@@ -78,25 +79,12 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   say = (progress := writers.Progress(workdir.name, config.steps)).say
   first_process = jax.process_index() == 0
 
-  # --- mesh ------------------------------------------------------------------------------------
-  with told():
-    mesh = sharding.make_mesh(config.mesh.to_dict())
-    split = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
-    if config.batch % split:
-      raise UserError(
-        f"config.batch={config.batch} does not divide over data x fsdp x accumulate = {split}"
-      )
+  # --- mesh, state: shapes and shardings ----------------------------------------------------------
+  stage = make_stage(config)
+  mesh, task, layout = stage.mesh, stage.task, stage.layout
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     closing = lambda x: stack.enter_context(contextlib.closing(x))  # noqa: E731
-    # --- state: shapes and shardings only ------------------------------------------------------
-    with told(TypeError):
-      task = tasks.make_task(config)
-    optimizer = optim.make_optimizer(config.optim, config.steps)
-    schedule = optim.make_schedule(config.optim, config.steps)
-    with told():
-      layout = states.make_layout(task, optimizer, mesh)
-    options = chips.compiler_options(config, jax.devices())
-    programs = states.Programs(task, optimizer, schedule, layout, mesh, config.accumulate, options)
+    programs = stage.programs()
     init_key, key = states.make_keys(config.seed, mesh)
     with told():
       stamps.verify(config, workdir)
@@ -110,7 +98,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
       if at := saver.latest():
         return at, *states.restore(saver, at, layout, meta, workdir, mesh)
       batch = functools.partial(first_batch, config)
-      made = states.begin(task, config, optimizer, layout, init_key, workdir, mesh, batch)
+      made = states.begin(task, config, stage.optimizer, layout, init_key, workdir, mesh, batch)
       return 0, *made, 0
 
     step, state, frozen, number = begin()

@@ -11,6 +11,7 @@ import pytest
 from tarjax import chips, costs, hlo, plan, sweep
 from tarjax.config import UserError, parse
 from tarjax.models import attention
+from tarjax.stage import make_stage
 
 CONFIG = "--config=configs/mllm.py:tiny"
 needs_libtpu = pytest.mark.skipif(
@@ -45,17 +46,17 @@ def test_without_libtpu_the_file_to_install_is_named(monkeypatch, capsys):
 def test_a_mesh_that_does_not_fit_is_refused():
   config, _ = parse([CONFIG, "--workdir=plan", "--config.mesh.fsdp=3"])
   with pytest.raises(UserError, match="does not fit 8 devices"):
-    plan.compiled_steps(config, jax.devices())
+    make_stage(config)
   config, _ = parse([CONFIG, "--workdir=plan", "--config.batch=6"])
   with pytest.raises(UserError, match="batch=6 does not divide over data x fsdp x accumulate = 4"):
-    plan.compiled_steps(config, jax.devices())
+    make_stage(config)
 
 
 def test_bytes_per_chip_are_those_of_the_shards():
   config, _ = parse([CONFIG, "--workdir=plan"])
-  steps = plan.compiled_steps(config, jax.devices())
-  held = steps.sizes({"total": 0.0, "limit": 1.0})["bytes_per_chip"]
-  each = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(steps.layout.params)]
+  stage = make_stage(config)
+  held = plan.sizes(stage, {"total": 0.0, "limit": 1.0})["bytes_per_chip"]
+  each = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(stage.layout.params)]
   assert held["parameters"] == sum(4 * np.prod(shape) for shape in each)
   assert held["optimizer"] == 2 * held["parameters"] + 4 * 2  # and two counters
   assert held["batch"] == 4 * 4 * config.batch * config.data.length / 4
@@ -80,28 +81,28 @@ def test_operations_of_a_trace():
 def test_the_models_operations_are_six_per_weight_and_token():
   """And attention's, of which a causal one counts half."""
   config, _ = parse([CONFIG, "--workdir=plan"])
-  steps = plan.compiled_steps(config, jax.devices())
+  stage = make_stage(config)
   m, tokens = config.model, config.batch * config.data.length
   heads = m.head_dim * (2 * m.heads + 2 * m.kv_heads)
   weights = m.depth * (m.width * heads + 3 * m.width * m.mlp) + m.vocab * m.width
   attend = m.depth * 6 * config.data.length * m.heads * m.head_dim
-  got = steps.model_flops({})
+  got = stage.model_flops({})
   chunks = -(-config.data.length // config.loss_chunk) * config.loss_chunk / config.data.length
   padded = 6 * tokens * m.vocab * m.width * (chunks - 1)
   assert got == pytest.approx(6 * tokens * weights + tokens * attend + padded, rel=1e-6)
 
 
 @pytest.mark.parametrize(
-  "stage", ["vqvae.py:tiny", "ta_tok.py:tiny", "ar_dtok.py:256_tiny", "dif_dtok.py:tiny"]
+  "file", ["vqvae.py:tiny", "ta_tok.py:tiny", "ar_dtok.py:256_tiny", "dif_dtok.py:tiny"]
 )
-def test_every_stage_has_its_operations_counted(stage):
+def test_every_stage_has_its_operations_counted(file):
   """Twice as many for twice the batch, of networks with and without `remat`."""
   counts = []
   for batch in (8, 16):
-    argv = [f"--config=configs/{stage}", "--workdir=plan", f"--config.batch={batch}"]
+    argv = [f"--config=configs/{file}", "--workdir=plan", f"--config.batch={batch}"]
     config, _ = parse([*argv, "--config.mesh.fsdp=2"])
-    steps = plan.compiled_steps(config, jax.devices())
-    counts.append(steps.model_flops({"scale": 2} if "scales" in config else {}))
+    stage = make_stage(config)
+    counts.append(stage.model_flops({"scale": 2} if "scales" in config else {}))
   assert counts[0] > 1e6 and 1.8 < counts[1] / counts[0] <= 2  # a codebook is of no batch
 
 

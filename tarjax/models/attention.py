@@ -52,13 +52,15 @@ def attend(
   """
   if mask is None and platform() == "tpu" and fits_kernel(q, k):
     return splash(q, k, v, causal, segments)
-  if causal or segments is not None:
+  masked = mask is not None or segments is not None
+  fused = platform() == "gpu" and fits_cudnn(q, k, masked)
+  if segments is not None or (causal and not fused):
     ids = jnp.ones((1, q.shape[1]), jnp.int32) if segments is None else segments
-    seen = causal_mask(ids) if causal else same_segment(ids)
+    seen = causal_mask(ids) if causal and not fused else same_segment(ids)
     mask = seen if mask is None else seen & mask
-  fused = platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
   with jax.named_scope("causal" if causal else "full"):  # plan counts half of a causal product
-    return checkpoint_name((cudnn if fused else plain)(q, k, v, mask), "attn")
+    y = cudnn(q, k, v, mask, causal) if fused else plain(q, k, v, mask)
+    return checkpoint_name(y, "attn")
 
 
 def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
@@ -78,12 +80,19 @@ def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
   return y.transpose(0, 3, 1, 2, 4).reshape(b, l, h, d)
 
 
-def cudnn(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-  """cuDNN's fused kernel, which reads grouped kv heads as they are."""
-  more: dict[str, Any] = {}
+def cudnn(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
+  """cuDNN's fused kernel, which reads grouped kv heads as they are and skips a causal half."""
+  more: dict[str, Any] = {"is_causal": causal}
   if mask is not None:
+    mask = jnp.broadcast_to(mask, (len(mask), q.shape[1], k.shape[1]))
     more["mask" if mask.dtype == bool else "bias"] = mask[:, None]
   return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **more)
+
+
+def fits_cudnn(q: Array, k: Array, masked: bool) -> bool:
+  """Whether cuDNN has a kernel for these types, heads and lengths, with its gradient."""
+  even = not (masked and (q.shape[1] % 2 or k.shape[1] % 2))
+  return even and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] in range(8, 129, 8)
 
 
 def splash(

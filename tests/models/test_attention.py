@@ -79,3 +79,33 @@ def test_the_kernel_is_taken_on_tpu_where_it_fits(monkeypatch):
   attention.attend(q, k, v, jnp.ones((1, 200, 200), bool))  # a mask is an array
   attention.attend(*draw(l=1), causal=False)  # decoding
   assert taken == [q.shape]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("masked", ["", "segments", "mask", "row"])
+@pytest.mark.parametrize("length", [200, 199])
+def test_what_cudnn_is_asked_for_is_the_plain_products(monkeypatch, causal, masked, length):
+  """Its own interface on another kernel takes its place: what it must see is the same."""
+  q, k, v = (x.astype(jnp.bfloat16) for x in draw(l=length, s=length))
+  ids = packed(l=length)
+  mask = {"mask": attention.same_segment(ids), "row": (ids == 1)[:, None]}.get(masked)
+  more = {"segments": ids} if masked == "segments" else {"mask": mask}
+  want = attention.attend(q, k, v, causal=causal, **more)
+  asked, attend = [], jax.nn.dot_product_attention
+
+  def elsewhere(*args, implementation, **options):
+    asked.append(implementation)
+    return attend(*args, **options)
+
+  monkeypatch.setattr(attention, "platform", lambda: "gpu")
+  monkeypatch.setattr(jax.nn, "dot_product_attention", elsewhere)
+  got = attention.attend(q, k, v, causal=causal, **more)
+  assert asked == [] if masked and length % 2 else asked == ["cudnn"]
+  seen = (ids > 0)[..., None, None]
+  np.testing.assert_allclose(
+    jnp.where(seen, got, 0).astype(jnp.float32),
+    jnp.where(seen, want, 0).astype(jnp.float32),
+    atol=0.02,
+  )
+  attention.attend(*draw(), causal=causal)  # float32 has no fused kernel
+  assert len(asked) < 2

@@ -1,0 +1,134 @@
+"""A stage put together on a mesh, before it has any values: what train runs, plan compiles for
+other chips and bench times on made-up data.
+"""
+
+import collections
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AbstractMesh, Mesh
+
+from tarjax import chips, costs, optim, sharding, state, tasks
+from tarjax.config import UserError, told
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """The config's task and optimizer, and the shapes and places of all that they need."""
+
+  config: Any
+  task: tasks.Task
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
+  layout: state.Layout
+  mesh: Mesh
+
+  @property
+  def shares(self) -> dict[tuple, float]:
+    """How often each value of the static arguments is drawn; the longest sequence first."""
+    drawn = collections.Counter(tuple(sorted(self.task.static(s).items())) for s in range(1000))
+    return {static: drawn[static] / 1000 for static in sorted(drawn)}
+
+  @property
+  def parameters(self) -> int:
+    return sum(x.size for x in jax.tree.leaves(self.layout.params))
+
+  def programs(self) -> state.Programs:
+    """The steps, as the mesh's devices take them."""
+    options = chips.compiler_options(self.config, self.mesh.devices.flat)
+    parts = (self.task, self.optimizer, self.schedule, self.layout, self.mesh)
+    return state.Programs(*parts, self.config.accumulate, options)
+
+  def batch(self) -> dict[str, Any]:
+    """ShapeDtypeStructs of a global batch, by `config.data.format`; see data.pipeline.
+
+    Raises:
+      UserError: another format.
+    """
+    place, b, data = sharding.batch_sharding(self.mesh), self.config.batch, self.config.data
+    task: Any = self.task
+
+    def of(dtype, *shape):
+      return jax.ShapeDtypeStruct((b, *shape), dtype, sharding=place)
+
+    codes = {}
+    if data.format in ("codes", "latents"):
+      codes = {f"codes{s}": of(np.int32, task.ta_tok.cfg.tokens(s)) for s in (1, 2, 3)}
+    match data.format:
+      case "packed":
+        names = ("tokens", "labels", "segments", "positions")
+        return {name: of(np.int32, data.length) for name in names}
+      case "codes":
+        return codes | {"vq": of(np.int32, task.net.length)}
+      case "latents":
+        net = task.net
+        return codes | {"latent": of(np.float32, net.size, net.size, net.channels)}
+      case "pairs":
+        text = of(np.int32, data.text_length)
+        return {"image": of(np.uint8, data.size, data.size, 3), "text": text}
+      case "images":
+        return {"image": of(np.uint8, data.size, data.size, 3)}
+      case other:
+        raise UserError(f"config.data.format={other!r} is none of the pipeline's")
+
+  def throughput(self) -> tuple[str, int]:
+    """What a step reads: ("tokens" or "images", how many)."""
+    if self.config.data.format == "packed":
+      return "tokens", self.config.batch * self.config.data.length
+    return "images", self.config.batch
+
+  def model_flops(self, static: dict[str, Any]) -> float:
+    """Products of one global step, none of them computed twice, causal attention halved."""
+    config = self.config.copy_and_resolve_references()
+    with config.unlocked():
+      config.model.update({"remat": "none"} if "remat" in config.model else {})
+    loss = tasks.make_task(config).loss
+
+    def gradient(params, frozen, batch, rng):
+      return jax.value_and_grad(
+        lambda p: loss(p, frozen, batch, rng, train=True, **static), has_aux=True
+      )(params)
+
+    return traced_flops(gradient, self.layout.params, self.layout.frozen, self.batch(), a_key())
+
+
+def make_stage(config, devices=None) -> Stage:
+  """The stage of a config on these devices; None is all that there are.
+
+  Raises:
+    UserError: a mesh that does not fit them or that a dimension does not divide by, a batch that
+      does not divide, or a mistake in the config.
+  """
+  with told():
+    mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
+    split = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
+    if config.batch % split:
+      raise UserError(
+        f"config.batch={config.batch} does not divide over data x fsdp x accumulate = {split}"
+      )
+  with told(TypeError):
+    task = tasks.make_task(config)
+  optimizer = optim.make_optimizer(config.optim, config.steps)
+  schedule = optim.make_schedule(config.optim, config.steps)
+  with told():
+    layout = state.make_layout(task, optimizer, mesh)
+  return Stage(config, task, optimizer, schedule, layout, mesh)
+
+
+def traced_flops(function, *arguments) -> float:
+  """Operations of a function's products, kernels not among them: it is traced as for a CPU."""
+  plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+  cpu = jax.sharding.AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu")
+  mesh = AbstractMesh((1, 1, 1), sharding.AXES, abstract_device=cpu)
+  with jax.sharding.use_abstract_mesh(mesh):
+    return costs.traced_flops(jax.make_jaxpr(function)(*plain).jaxpr)
+
+
+@functools.cache
+def a_key() -> Any:
+  """The shape of a random key."""
+  return jax.eval_shape(lambda: jax.random.key(0))
