@@ -189,11 +189,7 @@ def compiled_steps(config, devices):
 
   with told():
     mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
-    split = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
-    if config.batch % split:
-      raise UserError(
-        f"config.batch={config.batch} does not divide over data x fsdp x accumulate = {split}"
-      )
+    sharding.check_batch(config.batch, config.accumulate, mesh)
   with told(TypeError):
     task = tasks.make_task(config)
   optimizer = optim.make_optimizer(config.optim, config.steps)

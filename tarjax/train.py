@@ -81,11 +81,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   # --- mesh ------------------------------------------------------------------------------------
   with told():
     mesh = sharding.make_mesh(config.mesh.to_dict())
-    split = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
-    if config.batch % split:
-      raise UserError(
-        f"config.batch={config.batch} does not divide over data x fsdp x accumulate = {split}"
-      )
+    sharding.check_batch(config.batch, config.accumulate, mesh)
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     closing = lambda x: stack.enter_context(contextlib.closing(x))  # noqa: E731
     # --- state: shapes and shardings only ------------------------------------------------------
