@@ -67,6 +67,9 @@ while ((left)); do
   ((left--)) || true
   for i in "${!pids[@]}"; do [[ ${pids[i]} != "$ended" ]] || unset "pids[i]"; done
   if ((status)) && { ((code == 0)) || ((code == 143)); }; then code=$status; fi
+  if ((status == 143 && left)); then  # one that was stopped before it had met the others
+    kill -TERM "${pids[@]}" 2>/dev/null || true
+  fi
   if ((status && status != 143 && left)) && [[ -z $deadline ]]; then
     deadline=1
     kill -CONT "${pids[@]}" 2>/dev/null || true

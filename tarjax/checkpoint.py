@@ -17,7 +17,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from tarjax.config import UserError
-from tarjax.convert.rules import flatten, unflatten
+from tarjax.convert.rules import ConversionError, flatten, unflatten
+from tarjax.convert.store import TreeReader
 
 Tree = dict[str, Any]
 
@@ -54,13 +55,30 @@ def parse_spec(spec: str) -> tuple[str, int | None, str]:
   return found[1], int(found[2]) if found[2] else None, (found[3] or "").strip("/")
 
 
-def load(spec: str, relative_to: str | Path = ".", *, frozen: bool = False) -> Tree:
-  """Parameters that another run saved, as a tree of numpy arrays.
+class Stored:
+  """An array in a checkpoint that is read when it is used: numpy makes an array of it, and a slice
+  is one too. What is not asked for is not read."""
+
+  def __init__(self, store: Any):
+    self.store = store
+    self.shape, self.dtype = tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
+
+  def __getitem__(self, part) -> "Stored":
+    cut = self.store[part]
+    return Stored(cut.translate_to[0] if cut.rank else cut)
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    del copy  # it is one
+    return np.asarray(self.store.read().result(), dtype)
+
+
+def open_tree(spec: str, relative_to: str | Path = ".", *, frozen: bool = False) -> Any:
+  """Parameters that another run saved, as a tree of `Stored` arrays.
 
   Args:
     spec: "DIR[@STEP][:sub/tree]"; without STEP the last complete one.
     relative_to: the directory that a relative DIR starts from, usually a workdir.
-    frozen: read the run's frozen networks instead of its params.
+    frozen: open the run's frozen networks instead of its params.
 
   Raises:
     UserError: no such run, step or subtree, named.
@@ -78,31 +96,27 @@ def load(spec: str, relative_to: str | Path = ".", *, frozen: bool = False) -> T
     path = folder / str(steps[-1] if step is None else step) / "params"
   if not path.is_dir():
     raise UserError(f"checkpoint {spec!r} cannot be read: {path} does not exist")
-  return _read(path, sub, spec)
+  try:
+    stores = TreeReader(path).stores
+  except ConversionError as e:
+    raise UserError(f"checkpoint {spec!r} cannot be read: {e}") from e
+  tree: Any = unflatten({name: Stored(store) for name, store in stores.items()})
+  for part in sub.split("/") if sub else []:
+    if not isinstance(tree, dict) or part not in tree:
+      there = sorted(tree) if isinstance(tree, dict) else "a single array"
+      raise UserError(f"checkpoint {spec!r} has no {part!r}: there is {there}")
+    tree = tree[part]
+  return tree
+
+
+def load(spec: str, relative_to: str | Path = ".", *, frozen: bool = False) -> Tree:
+  """What `open_tree` opens, read as a whole: a tree of numpy arrays."""
+  return jax.tree.map(np.asarray, open_tree(spec, relative_to, frozen=frozen))
 
 
 def load_frozen(run: str | Path) -> Tree:
   """The frozen networks of a run, as a tree of numpy arrays."""
   return load(str(run), frozen=True)
-
-
-def _read(path: Path, sub: str, spec: str) -> Tree:
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    tree: Any = checkpointer.metadata(path).item_metadata.tree
-    for part in sub.split("/") if sub else []:
-      if not isinstance(tree, dict) or part not in tree:
-        there = sorted(tree) if isinstance(tree, dict) else "a single array"
-        raise UserError(f"checkpoint {spec!r} has no {part!r}: there is {there}")
-      tree = tree[part]
-    wanted = tree
-    for part in reversed(sub.split("/") if sub else []):
-      wanted = {part: wanted}
-    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=numpy, partial_restore=True)
-    tree = checkpointer.restore(path, args=args)
-  for part in sub.split("/") if sub else []:
-    tree = tree[part]
-  return tree
 
 
 def read_config(run: str | Path) -> Any:
@@ -127,11 +141,11 @@ def fill(tree: Tree, specs: dict[str, str], dont_load, read, prefix: str = "") -
   """Partial initialization, checked on both sides.
 
   Args:
-    tree: numpy tree of random parameters.
+    tree: random parameters, of which only shapes are read.
     specs: destination subtree ("" is the whole) -> checkpoint spec.
     dont_load: names of parameters or subtrees that stay random (or that are left behind in the
       checkpoint); "blocks[26:]" leaves behind the layers from 26 on.
-    read: `load` with its directory bound.
+    read: `open_tree` or `load` with its directory bound.
     prefix: "frozen/" for the frozen tree: put before every name, also those in `dont_load`.
 
   Returns:
@@ -162,7 +176,7 @@ def fill(tree: Tree, specs: dict[str, str], dont_load, read, prefix: str = "") -
         array = array if n is None else array[:n]
         if array.shape != flat[name].shape:
           problems.append(f"{full}: {array.shape} in {spec}, {flat[name].shape} in the model")
-        flat[name] = np.asarray(array, flat[name].dtype)
+        flat[name] = array
   if problems:
     raise UserError("checkpoint and model disagree (config.dont_load):\n  " + "\n  ".join(problems))
   return unflatten(flat)

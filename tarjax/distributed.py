@@ -17,7 +17,8 @@ GRACE = 2.0  # seconds
 def start(stop: list[int]) -> None:
   """Joins the other processes, if there are any. To be called before anything asks for devices.
 
-  From then on jax listens to SIGTERM; a signal that is already in `stop` is handed on to it.
+  A signal that has come, or that comes while it waits for the others, ends the process at once:
+  there is nothing to save. From then on jax listens to SIGTERM.
   """
   env = os.environ
   if "JAX_COORDINATOR_ADDRESS" not in env and env.get("TARJAX_DISTRIBUTED", "0") == "0":
@@ -28,6 +29,10 @@ def start(stop: list[int]) -> None:
   count, index = (
     int(env[name]) if name in env else None for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   )
+  for number in (signal.SIGTERM, signal.SIGINT):  # Python's own would wait as long as jax does
+    signal.signal(number, signal.SIG_DFL)
+  if stop:
+    os.kill(os.getpid(), stop[0])
   known = "JAX_COORDINATOR_ADDRESS" in env and None not in (count, index)
   jax.distributed.initialize(
     num_processes=count,
@@ -39,8 +44,6 @@ def start(stop: list[int]) -> None:
   # A SIGTERM before the first of these calls would be lost.
   multihost_utils.reached_preemption_sync_point(0)
   signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-  if stop:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Stop:

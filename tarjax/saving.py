@@ -5,6 +5,7 @@ left is removed before the next one, which starts afresh. Only whole steps are e
 """
 
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 PATIENCE = 1200  # seconds that the processes wait for each other's part of a save
+POLL = 0.05  # seconds
 
 
 class Manager(ocp.CheckpointManager):
@@ -51,6 +53,7 @@ class Saver:
   def _open(self) -> None:
     """A manager of what is whole; removes what is not."""
     self.opened, self.failed = self.opened + 1, False
+    self.errors: list[BaseException] = []  # of the background's
     if self.opened > 1 and jax.process_index() == 0:  # a failed save may still be writing there
       for half in self.folder.glob("*.orbax-checkpoint-tmp"):
         shutil.rmtree(half, ignore_errors=True)
@@ -60,7 +63,9 @@ class Saver:
         preservation_policy=self.policy,
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
-        async_options=ocp.options.AsyncOptions(timeout_secs=PATIENCE),
+        async_options=ocp.options.AsyncOptions(
+          timeout_secs=PATIENCE, barrier_sync_fn=_barrier(self.errors)
+        ),
         multiprocessing_options=ocp.options.MultiprocessingOptions(
           barrier_sync_key_prefix=f"saver{self.opened}"  # a failed save may have left barriers
         ),
@@ -100,13 +105,20 @@ class Saver:
       self._tell(e)
 
   def _busy(self) -> bool:
-    """Whether a save is still being written; tells of one that has failed."""
-    if self.failed or not self.manager.is_saving_in_progress():
-      self.wait()
+    """Whether this process is still writing a save; tells of one that has failed."""
+    if self.errors and not self.failed:
+      self._tell(self.errors[0])
+    if self.failed:
       return False
-    if time.monotonic() - self.since > PATIENCE + 60:
-      self._tell(TimeoutError("a process never ended its part"))
-    return not self.failed
+    if self.manager.is_saving_in_progress():
+      if time.monotonic() - self.since > PATIENCE + 60:
+        self._tell(TimeoutError("a process never ended its part"))
+      return not self.failed
+    try:
+      self.manager.wait_until_finished()
+    except Exception as e:  # whatever the storage raises
+      self._tell(e)
+    return False
 
   def _tell(self, error: Exception) -> None:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -114,13 +126,17 @@ class Saver:
     self.failed = True
 
   def wait(self) -> bool:
-    """Waits for the save that is being written; False if it, or the one before, has failed."""
-    if not self.failed:
-      try:
-        self.manager.wait_until_finished()
-      except Exception as e:  # whatever the storage raises
-        self._tell(e)
-    return not self.failed
+    """Waits for the save that is being written; False if it, or the one before, has failed.
+
+    Nobody waits for the part of a process that has failed.
+    """
+    while True:
+      busy, failed = _any_process(self._busy(), self.failed)
+      if failed and not self.failed:
+        self._tell(OSError("another process failed"))
+      if failed or not busy:
+        return not failed
+      time.sleep(POLL)
 
   def restore(self, step: int, params, opt) -> tuple[Any, Any, dict]:
     """Abstract params and opt with shardings -> (params, opt, meta), on any mesh."""
@@ -133,8 +149,24 @@ class Saver:
     return found["params"], found["opt"], found["meta"]
 
   def close(self) -> None:
-    if self.wait():
-      self.manager.close()
+    if not self.failed:  # the others may be gone
+      try:
+        self.manager.close()
+      except Exception as e:  # whatever the storage raises
+        self._tell(e)
+
+
+def _barrier(errors: list):
+  """Orbax's barrier, but for a process whose part has failed: it says so, and waits for nobody."""
+  wait = ocp.multihost.get_barrier_sync_fn()
+
+  def barrier(*, key: str, timeout_ms: int) -> None:
+    if error := sys.exc_info()[1]:
+      errors.append(error)
+      raise error
+    wait(key=key, timeout_ms=timeout_ms)
+
+  return barrier
 
 
 def _any_process(*flags: bool) -> list[bool]:

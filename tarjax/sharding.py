@@ -89,6 +89,17 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
+  """Raises ValueError unless every device gets as many rows of every part of a batch."""
+  split = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+  if batch % split:
+    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    raise ValueError(
+      f"config.batch={batch} does not divide over data x fsdp x accumulate = {split}: "
+      f"config.mesh is {sizes} here, and config.accumulate={accumulate}"
+    )
+
+
 def slice_of(device) -> int:
   """Number of the slice that a device belongs to, 0 where there are none."""
   try:

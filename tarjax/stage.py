@@ -68,8 +68,10 @@ class Stage:
         net = task.net
         return codes | {"latent": of(np.float32, net.size, net.size, net.channels)}
       case "pairs":
-        text = of(np.int32, data.text_length)
-        return {"image": of(np.uint8, data.size, data.size, 3), "text": text}
+        pair = {"image": of(np.uint8, data.size, data.size, 3)}
+        pair["text"] = of(np.int32, data.text_length)
+        named = task.naming.get("names")
+        return pair | {"regions": of(np.int32, task.parts, len(named))} if named else pair
       case "images":
         return {"image": of(np.uint8, data.size, data.size, 3)}
       case other:
@@ -105,11 +107,7 @@ def make_stage(config, devices=None) -> Stage:
   """
   with told():
     mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
-    split = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
-    if config.batch % split:
-      raise UserError(
-        f"config.batch={config.batch} does not divide over data x fsdp x accumulate = {split}"
-      )
+    sharding.check_batch(config.batch, config.accumulate, mesh)
   with told(TypeError):
     task = tasks.make_task(config)
   optimizer = optim.make_optimizer(config.optim, config.steps)

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from tarjax import checkpoint
 from tarjax.config import UserError
@@ -99,27 +98,38 @@ def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh, bat
     return nn.meta.unbox(task.init(one)), nn.meta.unbox(task.init_frozen(two))
 
   random = init(key)
-  host: Any = multihost_utils.process_allgather(random, tiled=True)
-  load = functools.partial(checkpoint.load, relative_to=workdir)
-  params = checkpoint.fill(host[0], config.init.to_dict(), config.dont_load, load)
+  load = functools.partial(checkpoint.open_tree, relative_to=workdir)
+  params = checkpoint.fill(random[0], config.init.to_dict(), config.dont_load, load)
   specs = config.frozen.to_dict()
-  frozen = checkpoint.fill(host[1], specs, config.dont_load, load, prefix="frozen/")
+  frozen = checkpoint.fill(random[1], specs, config.dont_load, load, prefix="frozen/")
+  params, frozen = put(params, layout.params), put(frozen, layout.frozen)
   params, frozen = task.start(params, frozen, load, workdir, batch)
   same_tree(params, layout.params, "")
   same_tree(frozen, layout.frozen, "frozen/")
-  check_filled(host[0] if config.init else {}, params, config.dont_load, "")
-  check_filled(host[1], frozen, config.dont_load, "frozen/")
-
-  def put(new, old, on_device, like):
-    if new is old:
-      return on_device
-    array = np.asarray(new, like.dtype)
-    return jax.make_array_from_callback(array.shape, like.sharding, lambda part: array[part])
-
-  params, frozen = jax.tree.map(put, (params, frozen), host, random, (layout.params, layout.frozen))
+  check_filled(random[0] if config.init else {}, params, config.dont_load, "")
+  check_filled(random[1], frozen, config.dont_load, "frozen/")
+  params, frozen = put(params, layout.params), put(frozen, layout.frozen)
   opt = jax.jit(optimizer.init, out_shardings=shardings.opt)(params)
   checkpoint.save_frozen(workdir, frozen)
   return TrainState(put_step(0, mesh), params, opt), frozen
+
+
+def put(tree, layout):
+  """Every array in its place: a process reads no more of one than its own devices hold."""
+
+  def place(new, like):
+    if isinstance(new, jax.Array) and new.sharding == like.sharding and new.dtype == like.dtype:
+      return new
+
+    @functools.cache
+    def read(*ends):
+      return np.asarray(new[tuple(slice(*end) for end in ends)], like.dtype)
+
+    return jax.make_array_from_callback(
+      like.shape, like.sharding, lambda part: read(*((s.start, s.stop) for s in part))
+    )
+
+  return jax.tree.map(place, tree, layout)
 
 
 def same_tree(tree, layout, prefix: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,3 +79,35 @@ def test_a_frozen_process_ends_the_run_with_the_stacks_of_all(tmp_path):
   assert "process 0 of 2 has made no step for 3 s" in errors
   assert errors.count("most recent call first") > 4 and errors.count("tarjax/train.py") >= 2
   assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+ALONE = """
+import signal, sys, jax
+from tarjax import distributed
+stop = []
+signal.signal(signal.SIGTERM, lambda n, _: stop.append(n))
+if sys.argv[1] == "before":
+  signal.raise_signal(signal.SIGTERM)
+print("joins", flush=True)
+distributed.start(stop)
+"""
+
+
+@pytest.mark.parametrize("index, when", [(0, "before"), (0, "while"), (1, "while")])
+def test_a_signal_before_the_others_have_come_stops_at_once(index, when):
+  """One process of two, whose other never comes: there is nothing to save, and no wait for it."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
+  env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+  command = [sys.executable, "-c", ALONE, when]
+  process = subprocess.Popen(
+    command, env=env | {"JAX_PROCESS_ID": str(index)}, stdout=subprocess.PIPE, text=True
+  )
+  assert process.stdout and process.stdout.readline() == "joins\n"
+  if when == "while":
+    time.sleep(2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=30) == -signal.SIGTERM  # 143 in a shell

@@ -1,5 +1,7 @@
 """The traps of Linen on a mesh, each with the way around it that this project takes."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -149,3 +151,14 @@ def test_batch_goes_over_data_and_fsdp():
   x = jax.device_put(np.zeros((8, 3)), sharding.batch_sharding(mesh))
   assert x.addressable_shards[0].data.shape == (2, 3)
   assert sharding.replicated(mesh) == NamedSharding(mesh, PartitionSpec())
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_mesh():
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
+  sharding.check_batch(24, 3, mesh)
+  words = (
+    "config.batch=6 does not divide over data x fsdp x accumulate = 4: "
+    "config.mesh is data=2, fsdp=2, model=2 here, and config.accumulate=1"
+  )
+  with pytest.raises(ValueError, match=re.escape(words)):
+    sharding.check_batch(6, 1, mesh)

@@ -267,7 +267,7 @@ def test_profile_and_wandb_when_asked(fake, tmp_path, monkeypatch):
   [
     ({"mesh.data": 3}, "does not fit 8 devices"),
     ({"model.width": 9}, r"down0/kernel \(9, 8\) does not divide"),
-    ({"batch": 6}, "config.batch=6 does not divide over data x fsdp x accumulate = 4"),
+    ({"batch": 6}, "batch=6 does not divide .* = 4: config.mesh is data=2, fsdp=2"),
     ({"optim.name": "sgd"}, "is none of"),
     ({"optim.warmup": 12}, "must be shorter than steps=12"),
     ({"dont_load": []}, "(?s)neither loaded nor computed.*frozen/teacher/up0/kernel"),

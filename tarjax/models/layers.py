@@ -5,6 +5,7 @@ v vocab, n layers, c channels, y x image rows and columns. Parameters are float3
 are cast to `dtype`; norms and softmax are float32.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from tarjax.models.attention import attend, rotate
 from tarjax.sharding import named, platform, shard
@@ -104,12 +106,47 @@ class Embed(nn.Module):
     self.embedding = self.param("embedding", init, (self.vocab, self.width), jnp.float32)
 
   def __call__(self, ids: Array) -> Array:
-    return self.embedding.astype(self.dtype)[ids]
+    return look_up(self.vocab, self.dtype, self.embedding, ids)
 
   def attend(self, x: Array) -> Array:
     """Tied output head: float[b l d] -> float32[b l v]."""
     table = self.embedding.astype(self.dtype)
     return jnp.einsum("bld,vd->blv", x.astype(self.dtype), table).astype(jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def look_up(vocab: int, dtype: Any, table: Array, ids: Array) -> Array:
+  """Rows of float32[v d] as `dtype`: ids int32[b ...] -> float[b ... d].
+
+  A word that comes often has its gradient summed in float32 over all devices, for the sum of
+  thousands of small values in bfloat16 stops growing. What travels are the values, not tables:
+  each device sums those of its own words.
+  """
+  del vocab
+  return table.astype(dtype)[ids]
+
+
+def _table_gradient(vocab, dtype, ids, g):
+  def add(first, rows, ids, g):  # -> float32[rows d], of the words from `first` on
+    mine = jnp.where((ids >= first) & (ids < first + rows), ids - first, rows)
+    table = jnp.zeros((rows, g.shape[-1]), jnp.float32)
+    return table.at[mine].add(g.astype(jnp.float32), mode="drop")
+
+  def over_devices(ids, g):
+    ids, g = jax.lax.all_gather((ids, g), "fsdp", tiled=True)
+    rows = vocab // (mesh.shape["model"] * mesh.shape["fsdp"])
+    return jax.lax.psum(add(jax.lax.axis_index(("model", "fsdp")) * rows, rows, ids, g), "data")
+
+  del dtype
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return add(0, vocab, ids, g), None
+  rows, words = PartitionSpec(("data", "fsdp")), PartitionSpec(("model", "fsdp"))
+  run = jax.shard_map(over_devices, in_specs=(rows, rows), out_specs=words, check_vma=False)
+  return run(ids, g), None
+
+
+look_up.defvjp(lambda v, dtype, table, ids: (look_up(v, dtype, table, ids), ids), _table_gradient)
 
 
 def standardize(x: Array, eps: float) -> Array:

@@ -24,14 +24,15 @@ class Task(Protocol):
     """Computed starting points, once, at step 0.
 
     Args:
-      params: numpy tree, with `config.init` already filled in.
-      frozen: numpy tree, with `config.frozen` already filled in.
-      load: `load(spec, frozen=False)` -> numpy tree of another run, see `checkpoint.load`.
+      params: in place on the devices of all processes, with `config.init` already filled in.
+      frozen: the same, with `config.frozen`.
+      load: `load(spec, frozen=False)` -> tree of another run, see `checkpoint.open_tree`.
       workdir: the directory of this run.
       batch: `batch()` -> the first global batch, numpy arrays.
 
     Returns:
-      (params, frozen) with the same names, shapes and dtypes.
+      (params, frozen) with the same names and shapes; what is new may be numpy arrays, or arrays
+      of another run as `load` gave them.
     """
     ...
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tarjax import losses
 from tarjax.models.ar_dtok import ArDtok, ArDtokConfig, resize_table
@@ -53,7 +54,7 @@ class Task:
   def start(self, params, frozen, load, workdir, batch):
     """Takes what decodes visual words from the trained TA-Tok, and resizes the position table."""
     if self.config.get("abs_pe_resize") == "interp":
-      table = load(f"{self.config.init['']}:positions")
+      table = np.asarray(load(f"{self.config.init['']}:positions"))
       table = resize_table(table, self.net.cond_length, self.net.length)
       params = dict(params, positions=table)
     spec = self.config.ta_tok_from

@@ -6,6 +6,7 @@ tokens of the global batch.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,6 +52,7 @@ class Task:
     if widen.embed_init == "codebook":
       net: Any = TaTok(TaTokConfig(**self.config.ta_tok))
       whole = merge(load(widen.ta_tok), load(widen.ta_tok, frozen=True))
+      whole = {"quantizer": jax.tree.map(np.asarray, whole["quantizer"])}
       codebook = np.asarray(net.apply({"params": whole}, method="codebook")) / widen.scale
     params = tar.widen(
       load(widen.llm),

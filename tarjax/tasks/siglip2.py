@@ -48,6 +48,7 @@ class Task:
     self.model: Any = Siglip2(self.vision, self.text)
     self.dense = config.get("dense", 0.0)
     self.naming = dict(config.get("naming", {}))
+    self.parts = (self.vision.grid // POOL) ** 2  # blocks of a picture
     self.pixels = (POOL * self.vision.patch) ** 2 * self.vision.channels
     self.read_out: Any = ReadOut(self.pixels + sum(self.naming.get("names", ())))
     if self.naming and not self.dense:

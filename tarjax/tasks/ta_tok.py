@@ -4,6 +4,7 @@ L = (1 - cos(rec, teacher)) + codebook term (Eq. 1-3). Trained: encoder, bottlen
 task layers. Frozen: the LLM's embedding rows E and the teacher. One pool scale per step.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tarjax import losses
 from tarjax.models.siglip2 import VisionTower, unit
 from tarjax.models.ta_tok import SCALES, TaTok, TaTokConfig, pool
 from tarjax.models.vq import select_codebook
+from tarjax.sharding import replicated
 from tarjax.tasks.inputs import draw_scale, pixels
 
 
@@ -72,9 +74,15 @@ class Task:
       z = [model.project(features, s).reshape(-1, self.net.width) for s in SCALES]
       return jnp.concatenate(z)
 
-    whole = {"params": merge(params, frozen)}
-    z = self.model.apply(whole, pixels(batch["image"]), method=project)
-    return np.asarray(unit(z) if self.net.l2_normalized else z)
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def unquantised(params, frozen, images):
+      whole = {"params": merge(params, frozen)}
+      z = self.model.apply(whole, pixels(images), method=project)
+      return unit(z) if self.net.l2_normalized else z
+
+    return np.asarray(unquantised(params, frozen, batch["image"]))
 
   def static(self, step):
     return {"scale": draw_scale(self.config, step)}

@@ -1,11 +1,15 @@
 """Attention under every mask that broadcasts, against plain loops; products; what is kept."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tarjax import sharding
+from tarjax.models import layers
 from tarjax.models.attention import attend
 from tarjax.models.layers import contract, remat_policy
 from tarjax.models.qwen2 import Qwen2, Qwen2Config
@@ -82,3 +86,33 @@ def test_remat_policies_change_what_is_kept_and_no_gradient():
 def test_an_unknown_policy_is_refused(remat):
   with pytest.raises(ValueError, match="is none, full, names out of attn,qkv,resid,gate,up"):
     remat_policy(remat)
+
+
+@pytest.mark.parametrize("sizes", [None, {"data": 4, "fsdp": 2}, {"fsdp": 2, "model": 4}])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_words_gradient_is_summed_in_float32(sizes, dtype):
+  """Word 3 comes 4,096 times: a sum in bfloat16 would stop growing at 256 times one value."""
+  ids = np.full((8, 600), 3, np.int32)
+  ids.reshape(-1)[4096:] = np.random.default_rng(0).integers(4, 48, 8 * 600 - 4096)
+  rng = np.random.default_rng(1)
+  g = (1 + rng.random((8, 600, 16))).astype(jnp.bfloat16)  # what comes back is of the dtype
+  net: Any = layers.Embed(48, 16, dtype)
+  table = jnp.asarray(rng.normal(size=(48, 16)), jnp.float32)
+
+  def run(table, ids, g):
+    loss = lambda t: (net.apply({"params": {"embedding": t}}, ids) * g).sum()  # noqa: E731
+    return jax.grad(loss)(table)
+
+  want = np.zeros((48, 16))
+  np.add.at(want, ids, np.asarray(g, np.float64))
+  if sizes is None:
+    got = jax.jit(run)(table, ids, jnp.asarray(g, dtype))
+  else:
+    mesh = sharding.make_mesh(sizes)
+    rows = sharding.batch_sharding(mesh)
+    words = jax.NamedSharding(mesh, jax.P(("model", "fsdp")))
+    with jax.set_mesh(mesh):
+      step = jax.jit(run, in_shardings=(words, rows, rows), out_shardings=words)
+      got = step(table, ids, np.asarray(g, dtype))
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -11,6 +11,7 @@ from tiny_world import make_world, parse
 from tarjax import checkpoint, sharding, train
 from tarjax.config import UserError, claim
 from tarjax.convert.rules import flatten
+from tarjax.convert.store import TreeReader
 
 STAGES = ("ta_tok:tiny", "ar_dtok:512_tiny", "dif_dtok:tiny", "vqvae:tiny", "mllm:tiny_pretrain")
 FLOAT32 = {"model.dtype": "float32", "steps": 2, "save_every": 2}
@@ -91,9 +92,8 @@ def test_the_average_is_what_is_evaluated_and_saved(home):
   more = {"optim.lr": 0.03, "optim.ema": 1 - 1e-7}
   kept = run(home, "mllm_kept", "mllm:tiny", **changes, **more)[-1]["val/loss"]
   assert kept == pytest.approx(start, rel=1e-4) and abs(moved - start) > 0.01
-  saved = checkpoint._read(home / "mllm_kept" / "checkpoints" / "2" / "opt", "", "opt")
-  name, paths = "blocks/mlp/up/kernel", jax.tree_util.tree_leaves_with_path(saved)
-  names = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in paths}
-  (average,) = (x for key, x in names.items() if key.endswith(f"params/{name}"))
+  saved = TreeReader(home / "mllm_kept" / "checkpoints" / "2" / "opt")
+  name = "blocks/mlp/up/kernel"
+  (average,) = (saved.read(key) for key in saved.arrays if key.endswith(f"params/{name}"))
   first = flatten(checkpoint.load(str(home / "start_tiny")))
   np.testing.assert_allclose(average, first[name], atol=1e-5)
