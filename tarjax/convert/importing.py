@@ -14,7 +14,7 @@ from typing import Any
 
 from tarjax import __version__
 from tarjax.config import write_json
-from tarjax.convert.formats import Sha256, check_sums
+from tarjax.convert.formats import Sha256, check_sums, give_back
 from tarjax.convert.kinds import Found, load_kind, recognise
 from tarjax.convert.plan import Plan, plan_import, total
 from tarjax.convert.rules import ConversionError
@@ -134,6 +134,8 @@ def write_trees(source: Source, plan: Plan, partial: Path) -> None:
         writers[home.tree].write(home.target, home.layer, move.fn.there(piece).view(dtype))
       for writer in writers.values():
         writer.wait()
+      if source.tensors[name].mapped:
+        give_back(tensor)
     for writer in writers.values():
       writer.finish()
   finally:
