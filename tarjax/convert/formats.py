@@ -10,6 +10,7 @@ import json
 import math
 import mmap
 import sys
+import tokenize
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def damage(path: Path, what: str) -> Iterator[None]:
   except (ValueError, TypeError, KeyError, IndexError, EOFError, RuntimeError) as e:
     text = " ".join(str(e).split())[:200]
     raise ConversionError(f"{path} is a damaged {what}: {text}") from e
-  except (zipfile.BadZipFile, NotImplementedError) as e:
+  except (zipfile.BadZipFile, NotImplementedError, SyntaxError, tokenize.TokenError) as e:
     raise ConversionError(f"{path} is a damaged {what}: {e}") from e
 
 
@@ -124,7 +125,7 @@ def span(name: str, *, dtype: str, shape: list[int], data_offsets: list[int]):
   if dtype not in DTYPES:
     raise ValueError(f"{name} has the unknown dtype {dtype}")
   kind, (start, stop) = np.dtype(DTYPES[dtype]), data_offsets
-  if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop)):
+  if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
     raise ValueError(f"{name} has a shape or an offset that is no number")
   if stop - start != math.prod(shape) * kind.itemsize:
     raise ValueError(f"{name} {tuple(shape)} of {dtype} does not fill its {stop - start} bytes")

@@ -20,7 +20,7 @@ from tarjax.convert.plan import Plan, plan_import, total
 from tarjax.convert.rules import ConversionError
 from tarjax.convert.store import TreeWriter, ahead, bits
 from tarjax.convert.tensors import KINDS as WEIGHTS
-from tarjax.convert.tensors import Source
+from tarjax.convert.tensors import Source, read_json
 
 PLACES = {
   "params": "checkpoints/0/params",
@@ -171,10 +171,9 @@ def read_provenance(run: Path) -> dict[str, Any]:
   Raises:
     ConversionError: a damaged one.
   """
-  path = run / "provenance.json"
-  if not path.is_file():
-    return {}
-  try:
-    return dict(json.loads(path.read_text()))
-  except (ValueError, TypeError) as e:
-    raise ConversionError(f"{path} is damaged: {e}") from e
+  record = read_json(run, "provenance.json")
+  parts = {"files": dict, "layout": dict, "made": list}
+  for name, kind in parts.items():
+    if not isinstance(record.get(name, kind()), kind):
+      raise ConversionError(f"{run / 'provenance.json'} is damaged: {name} is {record[name]!r}")
+  return record

@@ -65,7 +65,7 @@ def load_pickle(path: Path, mapped: bool) -> Any:
   except (RuntimeError, EOFError, ValueError, TypeError, LookupError, OSError) as e:
     text = " ".join(str(e).split())[:200]
     raise ConversionError(f"{path} is a damaged PyTorch file: {text}") from e
-  except (AttributeError, AssertionError, OverflowError, zipfile.BadZipFile) as e:
+  except (AttributeError, AssertionError, OverflowError, MemoryError, zipfile.BadZipFile) as e:
     raise ConversionError(f"{path} is a damaged PyTorch file: {type(e).__name__}: {e}") from e
 
 
