@@ -123,7 +123,7 @@ def read_config(run: str | Path) -> Any:
   """The ConfigDict of a run; lists come back as tuples and keys that are numbers as int.
 
   Raises:
-    UserError: the directory holds no config.json.
+    UserError: the directory holds no config.json, or a damaged one.
   """
   path = Path(run) / "config.json"
   if not path.is_file():
@@ -134,7 +134,10 @@ def read_config(run: str | Path) -> Any:
       return {int(k) if k.isdigit() else k: back(v) for k, v in value.items()}
     return tuple(back(v) for v in value) if isinstance(value, list) else value
 
-  return ConfigDict(back(json.loads(path.read_text())["config"]))
+  try:
+    return ConfigDict(back(json.loads(path.read_text())["config"]))
+  except (ValueError, KeyError, TypeError, RecursionError) as e:
+    raise UserError(f"{path} is damaged: {type(e).__name__}: {e}") from e
 
 
 def fill(tree: Tree, specs: dict[str, str], dont_load, read, prefix: str = "") -> Tree:

@@ -38,11 +38,13 @@ def import_(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
   """A run directory -> the files that the original code loads."""
-  from tarjax.convert.exporting import export_run
-  from tarjax.convert.sana import export_pipeline, is_imported
+  from tarjax.convert.exporting import export_run, open_run
+  from tarjax.convert.sana import export_pipeline, export_trained, is_imported, is_trained
 
   if is_imported(Path(args.run_dir)):
     said = export_pipeline(Path(args.run_dir), Path(args.to), args.format)
+  elif is_trained(run := open_run(args.run_dir)):
+    said = export_trained(run, args.run_dir, Path(args.to), args.format)
   else:
     said = export_run(args.run_dir, Path(args.to), args.format, extra=args.extra)
   for sentence in said:

@@ -43,6 +43,7 @@ class Run(NamedTuple):
   provenance: dict[str, Any]
   kind: str
   trees: dict[str, TreeReader]
+  table: Table
 
   @property
   def arrays(self) -> dict[tuple[str, str], Array]:
@@ -75,7 +76,14 @@ def open_run(spec: str) -> Run:
   places = {"params": at / "params", "unused": at / "unused", "frozen": path / "frozen"}
   trees = {tree: TreeReader(place) for tree, place in places.items() if place.is_dir()}
   kind = provenance.get("kind") or kind_of_task(str(config.get("task")))
-  return Run(path, config, provenance, kind, trees)
+  try:
+    table = load_kind(kind).table(config, provenance.get("layout", {}))
+  except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as e:
+    text = " ".join(str(e).split())[:200]
+    raise ConversionError(
+      f"{path / 'config.json'} describes no {kind}: {type(e).__name__}: {text}"
+    ) from e
+  return Run(path, config, provenance, kind, trees, table)
 
 
 def export_run(spec: str, to: Path, form: str | None, *, extra: bool = True) -> list[str]:
@@ -94,8 +102,7 @@ def export_run(spec: str, to: Path, form: str | None, *, extra: bool = True) -> 
   kind = load_kind(run.kind)
   if form not in (None, kind.FORMAT):
     raise ConversionError(f"{run.kind} checkpoints are exported as {kind.FORMAT}, not as {form}")
-  table, trained = kind.table(run.config, run.layout), "layout" not in run.provenance
-  arrays = run.arrays
+  table, arrays, trained = run.table, run.arrays, "layout" not in run.provenance
   if not extra:
     arrays = {k: a for k, a in arrays.items() if not k[1].startswith("verbatim/")}
   made, filled = plan_export(table, arrays, fill=trained, ignored=r"frozen/.*")

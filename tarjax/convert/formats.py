@@ -4,9 +4,13 @@ An opener reads names, shapes and dtypes, and returns (tensors, sha256 of the fi
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import math
+import mmap
+import sys
+import tokenize
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,15 +32,20 @@ DTYPES = {
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 BLOCK = 1 << 24
+DONTNEED = 4  # of madvise
 
 
 class Tensor(NamedTuple):
-  """A tensor in a file: `read()` gives it as a fresh numpy array."""
+  """A tensor in a file: `read()` gives it as a numpy array.
+
+  When `mapped`, that is a part of the file, which `give_back` takes out of memory again.
+  """
 
   shape: tuple[int, ...]
   dtype: np.dtype
   file: Path
   read: Callable[[], np.ndarray]
+  mapped: bool = False
 
 
 @contextlib.contextmanager
@@ -49,7 +58,7 @@ def damage(path: Path, what: str) -> Iterator[None]:
   except (ValueError, TypeError, KeyError, IndexError, EOFError, RuntimeError) as e:
     text = " ".join(str(e).split())[:200]
     raise ConversionError(f"{path} is a damaged {what}: {text}") from e
-  except (zipfile.BadZipFile, NotImplementedError) as e:
+  except (zipfile.BadZipFile, NotImplementedError, SyntaxError, tokenize.TokenError) as e:
     raise ConversionError(f"{path} is a damaged {what}: {e}") from e
 
 
@@ -73,7 +82,10 @@ class Sha256:
 
 
 def open_safetensors(path: Path):
-  """The header's tensors, in the order of their data."""
+  """The header's tensors, in the order of their data.
+
+  The file is mapped, since fresh memory to read it into would cost more time than the reading.
+  """
   size = path.stat().st_size
   with open(path, "rb") as f:
     prefix = f.read(8)
@@ -81,18 +93,20 @@ def open_safetensors(path: Path):
     if length > min(size - 8, HEADER_LIMIT):
       raise ConversionError(f"{path} is truncated or damaged: its header does not fit into it")
     text = f.read(length)
+    mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
   digest, first = Sha256(path), 8 + length
   digest.saw(0, prefix + text)
   with damage(path, "safetensors file"):
     header = json.loads(text, object_pairs_hook=unique)
     header.pop("__metadata__", None)
     spans = {name: span(name, **entry) for name, entry in header.items()}
-  tensors, end = {}, 0
+  tensors, end, file = {}, 0, np.frombuffer(mapped, np.uint8)
   for name, (dtype, shape, start, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
     if start != end:
       raise ConversionError(f"{path} is a damaged safetensors file: {name} does not begin at {end}")
     end = stop
-    tensors[name] = Tensor(shape, dtype, path, reader(path, digest, first + start, dtype, shape))
+    read = reader(file, digest, first + start, dtype, shape)
+    tensors[name] = Tensor(shape, dtype, path, read, mapped=True)
   if first + end != size:
     what = "truncated" if first + end > size else "damaged"
     raise ConversionError(f"{path} is {what}: it has {size} bytes and describes {first + end}")
@@ -111,28 +125,33 @@ def span(name: str, *, dtype: str, shape: list[int], data_offsets: list[int]):
   if dtype not in DTYPES:
     raise ValueError(f"{name} has the unknown dtype {dtype}")
   kind, (start, stop) = np.dtype(DTYPES[dtype]), data_offsets
-  if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop)):
+  if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
     raise ValueError(f"{name} has a shape or an offset that is no number")
   if stop - start != math.prod(shape) * kind.itemsize:
     raise ValueError(f"{name} {tuple(shape)} of {dtype} does not fill its {stop - start} bytes")
   return kind, tuple(shape), start, stop
 
 
-def reader(path: Path, digest: Sha256, start: int, dtype: np.dtype, shape: tuple[int, ...]):
+def reader(file: np.ndarray, digest: Sha256, start: int, dtype: np.dtype, shape: tuple[int, ...]):
   def read() -> np.ndarray:
-    buffer = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-    with open(path, "rb", buffering=0) as f:
-      f.seek(start)
-      got = 0
-      while got < len(buffer):
-        count = f.readinto(buffer[got : got + (1 << 30)].data)
-        if not count:
-          raise ConversionError(f"{path} became shorter while it was read")
-        got += count
-    digest.saw(start, buffer)
-    return buffer.view(dtype).reshape(shape)
+    data = file[start : start + math.prod(shape) * dtype.itemsize]
+    digest.saw(start, data)
+    return data.view(dtype).reshape(shape)
 
   return read
+
+
+def give_back(mapped: np.ndarray) -> None:
+  """Takes the pages of a mapped file out of memory; they are read again when they are needed.
+
+  Only for memory that is a file: any other would be lost.
+  """
+  if sys.platform != "linux":
+    return
+  first = -(-mapped.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+  length = (mapped.ctypes.data + mapped.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+  if length > 0:
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), DONTNEED)
 
 
 def open_npz(path: Path):

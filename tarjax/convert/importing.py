@@ -14,13 +14,13 @@ from typing import Any
 
 from tarjax import __version__
 from tarjax.config import write_json
-from tarjax.convert.formats import Sha256, check_sums
+from tarjax.convert.formats import Sha256, check_sums, give_back
 from tarjax.convert.kinds import Found, load_kind, recognise
 from tarjax.convert.plan import Plan, plan_import, total
 from tarjax.convert.rules import ConversionError
 from tarjax.convert.store import TreeWriter, ahead, bits
 from tarjax.convert.tensors import KINDS as WEIGHTS
-from tarjax.convert.tensors import Source
+from tarjax.convert.tensors import Source, read_json
 
 PLACES = {
   "params": "checkpoints/0/params",
@@ -134,6 +134,8 @@ def write_trees(source: Source, plan: Plan, partial: Path) -> None:
         writers[home.tree].write(home.target, home.layer, move.fn.there(piece).view(dtype))
       for writer in writers.values():
         writer.wait()
+      if source.tensors[name].mapped:
+        give_back(tensor)
     for writer in writers.values():
       writer.finish()
   finally:
@@ -169,10 +171,9 @@ def read_provenance(run: Path) -> dict[str, Any]:
   Raises:
     ConversionError: a damaged one.
   """
-  path = run / "provenance.json"
-  if not path.is_file():
-    return {}
-  try:
-    return dict(json.loads(path.read_text()))
-  except (ValueError, TypeError) as e:
-    raise ConversionError(f"{path} is damaged: {e}") from e
+  record = read_json(run, "provenance.json")
+  parts = {"files": dict, "layout": dict, "made": list}
+  for name, kind in parts.items():
+    if not isinstance(record.get(name, kind()), kind):
+      raise ConversionError(f"{run / 'provenance.json'} is damaged: {name} is {record[name]!r}")
+  return record

@@ -13,7 +13,7 @@ from tarjax.convert.kinds import Found, load_kind, recognise
 from tarjax.convert.plan import Array, Plan, plan_import, total
 from tarjax.convert.rules import ConversionError
 from tarjax.convert.sana import NEGATIVE, PARTS, is_imported, is_pipeline, open_pipeline
-from tarjax.convert.tensors import Source, open_source
+from tarjax.convert.tensors import Source, open_source, read_json
 
 BESIDE = (
   ("teacher", r"teacher/.*"),
@@ -44,17 +44,16 @@ def inspect(path: str, given: Mapping[str, Any]) -> list[str]:
 
 def is_run(folder: Path) -> bool:
   """Whether config.json is a run's and not a Hugging Face model's."""
-  path = folder / "config.json"
   try:
-    return "config" in json.loads(path.read_text())
-  except (OSError, ValueError):
+    return "config" in read_json(folder, "config.json")
+  except (OSError, ConversionError):
     return False
 
 
 def inspect_bundle(folder: Path) -> list[str]:
   try:
     components = json.loads((folder / "bundle.json").read_text())["components"]
-    items = sorted(components.items())
+    items = sorted((str(name), str(place)) for name, place in components.items())
   except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise ConversionError(f"{folder / 'bundle.json'} is damaged: {e}") from e
   lines = [f"{folder}: a bundle of {', '.join(name for name, _ in items)}"]

@@ -1,14 +1,11 @@
 """PyTorch pickles, read one tensor at a time; nothing in them is executed. Needs torch.
 
-Tensors stay in the mapped file until they are read, and leave memory again.
+Of newer files, tensors stay in the mapped file until they are read.
 """
 
-import ctypes
 import json
-import mmap
 import pickle
 import re
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ CARRIERS = {  # of dtypes that torch does not hand to numpy
   np.dtype(ml_dtypes.float8_e4m3fn): "int8",
   np.dtype(ml_dtypes.float8_e5m2): "int8",
 }
-DONTNEED = 4  # of madvise
 
 
 def open_torch(path: Path):
@@ -69,7 +65,7 @@ def load_pickle(path: Path, mapped: bool) -> Any:
   except (RuntimeError, EOFError, ValueError, TypeError, LookupError, OSError) as e:
     text = " ".join(str(e).split())[:200]
     raise ConversionError(f"{path} is a damaged PyTorch file: {text}") from e
-  except (AttributeError, AssertionError, OverflowError, zipfile.BadZipFile) as e:
+  except (AttributeError, AssertionError, OverflowError, MemoryError, zipfile.BadZipFile) as e:
     raise ConversionError(f"{path} is a damaged PyTorch file: {type(e).__name__}: {e}") from e
 
 
@@ -92,22 +88,6 @@ def tensor_of(path: Path, name: str, value: Any, mapped: bool) -> Tensor:
       carrier = CARRIERS.get(dtype)
       whole = value.detach().contiguous()
       plain = whole.view(getattr(torch, carrier)) if carrier else whole
-      array = plain.numpy().copy().view(dtype)
-      if mapped and whole.data_ptr() == value.data_ptr():
-        give_back(plain.numpy())
-      return array
+      return plain.numpy().view(dtype)
 
-  return Tensor(tuple(value.shape), dtype, path, read)
-
-
-def give_back(mapped: np.ndarray) -> None:
-  """Takes the pages of a mapped file out of memory; they are read again when they are needed.
-
-  Only for memory that is a file: any other would be lost.
-  """
-  if sys.platform != "linux":
-    return
-  first = -(-mapped.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
-  length = (mapped.ctypes.data + mapped.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
-  if length > 0:
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), DONTNEED)
+  return Tensor(tuple(value.shape), dtype, path, read, mapped and value.is_contiguous())

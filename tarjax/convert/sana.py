@@ -5,10 +5,12 @@
 becomes a folder with two runs, transformer/ and vae/, and in original/ all else, as it came: Tar
 has no use for a text encoder, but SanaPipeline loads no folder without one. What those say of
 sampling is in the transformer's run: shift and sampler, the pictures' size, and the negative
-embeddings as its null condition, where training keeps its own.
+embeddings as its null condition, where training keeps its own. A trained run becomes such a folder
+too, with the DC-AE that it was trained over.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tarjax import __version__
+from tarjax.checkpoint import parse_spec
+from tarjax.config import write_json
 from tarjax.convert.dif_dtok import plan_from
-from tarjax.convert.exporting import export_run, open_run
+from tarjax.convert.exporting import Run, export_run, open_run
 from tarjax.convert.formats import Sha256, Tensor, check_sums
 from tarjax.convert.importing import ORIGINAL, PLACES, SPARE, examine, fresh, write_run
 from tarjax.convert.kinds import Found
@@ -32,6 +36,16 @@ from tarjax.models.dc_ae import DcAeConfig
 PARTS = {"transformer": "dif_dtok", "vae": "dc_ae"}
 NEGATIVE = "negative_prompt_embeds"
 SCHEDULER = "scheduler_config.json"
+# By a run's `sampler`: the class of diffusers, the key of its shift, what else it must be told.
+SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+  "dpm": (
+    "DPMSolverMultistepScheduler",
+    "flow_shift",
+    {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
+  ),
+  "euler": ("FlowMatchEulerDiscreteScheduler", "shift", {}),
+}
+CLASSES = {"transformer": "SanaTransformer2DModel", "vae": "AutoencoderDC"}
 
 
 class Part(NamedTuple):
@@ -222,3 +236,50 @@ def export_pipeline(run: Path, to: Path, form: str | None) -> list[str]:
     for item in sorted((run / ORIGINAL).iterdir()):
       copy(item, partial / item.name)
   return said
+
+
+def is_trained(run: Run) -> bool:
+  """Whether a run is a Dif-DTok's training, which names the DC-AE of its pictures."""
+  return run.kind == PARTS["transformer"] and "dc_ae_from" in run.config
+
+
+def export_trained(run: Run, spec: str, to: Path, form: str | None) -> list[str]:
+  """A trained Dif-DTok -> a folder that SanaPipeline loads; without vae/ if the DC-AE is not here.
+
+  Args:
+    run: what `spec`, "DIR[@STEP]", says.
+    spec: of the Dif-DTok.
+    to: the folder to make.
+    form: None or "diffusers".
+
+  Raises:
+    ConversionError: a run that does not hold what the format needs, with every name.
+  """
+  vae = os.path.normpath(run.path / run.config["dc_ae_from"])
+  parts = {"transformer": spec} | ({"vae": vae} if os.path.isdir(parse_spec(vae)[0]) else {})
+  said = [] if "vae" in parts else [f"no vae/, as its DC-AE, {vae}, is not there: add it yourself"]
+  name, key, options = SCHEDULERS[run.config.get("sampler", "dpm")]
+  with fresh(to, total(a for part in parts.values() for a in open_run(part).arrays.values())) as p:
+    (p / "scheduler").mkdir(parents=True)
+    for part, source in parts.items():
+      said += export_run(source, p / part, form)
+    config = {"_class_name": name, key: run.config["shift"], **options}
+    write_json(p / "scheduler" / SCHEDULER, config)
+    save_negative(p / f"{NEGATIVE}.pth", run.trees["frozen"].read("null"))
+    index = {
+      part: ["diffusers", CLASSES[part]] if part in parts else [None, None] for part in PARTS
+    }
+    index |= {"scheduler": ["diffusers", name], "text_encoder": [None, None]}
+    write_json(
+      p / "model_index.json", {"_class_name": "SanaPipeline", **index, "tokenizer": [None, None]}
+    )
+  return said
+
+
+def save_negative(path: Path, null: np.ndarray) -> None:
+  """The inverse of `read_negative`."""
+  try:
+    import torch
+  except ImportError as e:
+    raise ConversionError(f"{path} is a PyTorch file; writing it needs torch, install it") from e
+  torch.save(torch.from_numpy(null), path)

@@ -95,7 +95,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return {}
   try:
     value = json.loads(path.read_text())
-  except (ValueError, UnicodeDecodeError) as e:
+  except (ValueError, RecursionError) as e:
     raise ConversionError(f"{path} is not JSON: {e}") from e
   if not isinstance(value, dict):
     raise ConversionError(f"{path} is not a JSON object")

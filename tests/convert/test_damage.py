@@ -91,6 +91,7 @@ SAFETENSORS = {
     "unknown dtype": (lambda p: header(p, entry("dtype", "F4")), "unknown dtype"),
     "wrong span": (lambda p: header(p, entry("data_offsets", [0, 2])), "does not fill"),
     "negative shape": (lambda p: header(p, entry("shape", [-1, 2])), "no number"),
+    "shape of truths": (lambda p: header(p, entry("shape", [True, 2])), "no number"),
     "no offsets": (lambda p: header(p, lambda h: {"x": {"dtype": "F32", "shape": [1]}}), "damaged"),
     "a list": (lambda p: header(p, lambda h: [1, 2]), "is none of these"),
     "a pickle": (lambda p: torch.save({"a": torch.zeros(2)}, p), "by its name"),
@@ -292,6 +293,7 @@ def test_all_names_are_told_at_once(world, tmp_path, capsys):
     (lambda p: np.savez(p, a=np.array([{}], object)), "Python objects"),
     (lambda p: np.savez(p, a=np.zeros(2)), "no checkpoint of Tar"),
     (lambda p: p.write_bytes(b"PK\x03\x04 not really"), "damaged"),
+    (lambda p: zipfile.ZipFile(p, "w").writestr("a.npy", b"\x93NUMPY\1\0\3\0((\n"), "damaged"),
   ],
 )
 def test_archives(make_it, said, tmp_path, capsys):
@@ -335,9 +337,21 @@ def test_a_damaged_run_is_told(world, tmp_path, capsys):
   assert "damaged" in capsys.readouterr().err
   (place / "_METADATA").write_text("{")
   assert make.run("inspect", tmp_path / "run") == 2
-  (tmp_path / "run" / "provenance.json").write_text("{")
-  assert make.run("inspect", tmp_path / "run") == 2
-  assert "provenance.json" in capsys.readouterr().err
+  for text in ("{", "[1]", '{"layout": [1]}'):
+    (tmp_path / "run" / "provenance.json").write_text(text)
+    assert make.run("inspect", tmp_path / "run") == 2
+    assert "provenance.json" in capsys.readouterr().err
+  for text in (
+    "3",
+    "[]",
+    "{}",
+    '{"config": {}}',
+    '{"config": {"task": "mllm", "model": {"a": 1}}}',
+  ):
+    (tmp_path / "run" / "provenance.json").unlink(missing_ok=True)
+    (tmp_path / "run" / "config.json").write_text(text)
+    assert make.run("export", tmp_path / "run", "--to", tmp_path / "out") == 2
+    assert "config.json" in capsys.readouterr().err or text == '{"config": {}}'
 
 
 def test_the_hub_without_a_network(tmp_path, capsys, monkeypatch):

@@ -123,26 +123,15 @@ def rewritten(folder, value, name="negative_prompt_embeds.pth"):
   torch.save(value, folder / name)
 
 
-@pytest.mark.parametrize("sampler", ["dpm", "euler"])
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_pictures_are_those_of_diffusers(sampler, scale, tmp_path):
-  """The same noise, condition and negative through SanaPipeline and through the two runs."""
-  scheduler = None
-  if sampler == "euler":
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)
-  source = make.sana_folder(tmp_path / "source", scheduler=scheduler)
-  run, out = there_and_back(source, tmp_path)
-  dif = DifDetokenizer(run / "transformer", run / "vae")
-  assert (dif.sampler, dif.shift) == ((sampler, 2.5) if sampler == "dpm" else (sampler, 2.0))
-  cond = np.random.default_rng(0).normal(size=(2, 5, 10)).astype(np.float32)
-  got = dif.draw(jax.numpy.asarray(cond), [3, 4], steps=4, guidance_scale=scale)
-  noise = np.stack([jax.random.normal(jax.random.key(seed), (2, 2, 4)) for seed in (3, 4)])
+def drawn_by_diffusers(folder, cond, seeds, scale):
+  """Pictures float32[2 y x 3] of SanaPipeline after four steps, from tarjax's noise."""
+  noise = np.stack([jax.random.normal(jax.random.key(seed), (2, 2, 4)) for seed in seeds])
   parts = {"text_encoder": None, "tokenizer": None, "local_files_only": True}
-  whole = diffusers.SanaPipeline.from_pretrained(out, **parts)
+  whole = diffusers.SanaPipeline.from_pretrained(folder, **parts)
   whole.set_progress_bar_config(disable=True)
-  negative = torch.load(out / "negative_prompt_embeds.pth", weights_only=True)
+  negative = torch.load(folder / "negative_prompt_embeds.pth", weights_only=True)
   # SanaPipeline takes the deepest DC-AE's factor when the VAE has no six stages
-  drawn = whole(
+  return whole(
     prompt_embeds=torch.from_numpy(cond),
     prompt_attention_mask=torch.ones(2, 5),
     negative_prompt_embeds=negative[None].expand(2, -1, -1),
@@ -157,6 +146,22 @@ def test_pictures_are_those_of_diffusers(sampler, scale, tmp_path):
     prompt=None,
     negative_prompt=None,
   ).images
+
+
+@pytest.mark.parametrize("sampler", ["dpm", "euler"])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_pictures_are_those_of_diffusers(sampler, scale, tmp_path):
+  """The same noise, condition and negative through SanaPipeline and through the two runs."""
+  scheduler = None
+  if sampler == "euler":
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)
+  source = make.sana_folder(tmp_path / "source", scheduler=scheduler)
+  run, out = there_and_back(source, tmp_path)
+  dif = DifDetokenizer(run / "transformer", run / "vae")
+  assert (dif.sampler, dif.shift) == ((sampler, 2.5) if sampler == "dpm" else (sampler, 2.0))
+  cond = np.random.default_rng(0).normal(size=(2, 5, 10)).astype(np.float32)
+  got = dif.draw(jax.numpy.asarray(cond), [3, 4], steps=4, guidance_scale=scale)
+  drawn = drawn_by_diffusers(out, cond, [3, 4], scale)
   assert drawn.shape == got.shape and drawn.std() > 0.01
   assert np.abs(got / 255 - drawn).max() <= 0.5 / 255 + 1e-3
 
@@ -197,29 +202,60 @@ def test_what_tar_does_not_use_is_kept(tmp_path, capsys):
   assert scheduler.read_bytes() == (out / "scheduler/scheduler_config.json").read_bytes()
 
 
-@pytest.mark.parametrize("trained", ["condition", "all"])
-def test_a_trained_run_is_exported(trained, tmp_path):
-  """What training saves: the trained part, and of a frozen rest the tree frozen/sana."""
-  source = make.sana_folder(tmp_path / "source")
-  assert make.run("import", source, "--to", tmp_path / "run") == 0
-  config = checkpoint.read_config(tmp_path / "run/transformer").to_dict()
-  params, frozen = checkpoint.load(str(tmp_path / "run/transformer")), {}
+def train(start, to, trained, **change):
+  """What training leaves: the trained part, and of a frozen rest the tree frozen/sana."""
+  config = checkpoint.read_config(start).to_dict()
+  params, frozen = checkpoint.load(str(start)), {}
   if trained == "condition":
     rest = dict(params, blocks=dict(params["blocks"]))
     params = {"cond": rest.pop("cond"), "blocks": {"cross": rest["blocks"].pop("cross")}}
     frozen = {"sana": rest}
-  to = tmp_path / "trained"
   saver = saving.Saver(to, keep=1)
   arrays = jax.tree.map(jax.numpy.asarray, params)
   saver.save(5, TrainState(5, arrays, {"m": arrays["cond"]}), {})
   saver.close()
-  frozen |= {"null": np.ones((5, 10), np.float32), "ta_tok": {"x": np.ones(2, np.float32)}}
+  null = np.random.default_rng(5).normal(size=(5, 10)).astype(np.float32)
+  frozen |= {"null": null, "ta_tok": {"x": np.ones(2, np.float32)}}
   checkpoint.save_frozen(to, jax.tree.map(jax.numpy.asarray, frozen))
-  config |= {"trained": trained, "sana_from": "../run/transformer"}
+  config |= {"trained": trained, "sana_from": "../run/transformer", **change}
   (to / "config.json").write_text(json.dumps({"config": config}))
-  assert make.run("export", to, "--to", tmp_path / "out") == 0
+  return null
+
+
+@pytest.mark.parametrize("trained", ["condition", "all"])
+def test_a_trained_run_is_exported(trained, tmp_path):
+  source = make.sana_folder(tmp_path / "source")
+  assert make.run("import", source, "--to", tmp_path / "run") == 0
+  train(tmp_path / "run/transformer", tmp_path / "trained", trained)
+  assert make.run("export", tmp_path / "trained", "--to", tmp_path / "out") == 0
   make.same(make.tensors_of(tmp_path / "out"), make.tensors_of(source / "transformer"))
   strictly("sana", tmp_path / "out")
+
+
+@pytest.mark.parametrize("sampler", ["dpm", "euler"])
+def test_a_trained_run_and_its_dc_ae_are_exported_as_a_pipeline(sampler, tmp_path, capsys):
+  source, trained = make.sana_folder(tmp_path / "source"), tmp_path / "trained"
+  assert make.run("import", source, "--to", tmp_path / "run") == 0
+  change = {"sampler": sampler, "shift": 1.5, "dc_ae_from": "../run/vae"}
+  null = train(tmp_path / "run/transformer", trained, "condition", **change)
+  out = tmp_path / "out"
+  assert make.run("export", trained, "--to", out) == 0
+  for part, kind in PARTS.items():
+    make.same(make.tensors_of(out / part), make.tensors_of(source / part))
+    strictly(kind, out / part)
+  negative = torch.load(out / "negative_prompt_embeds.pth", weights_only=True)
+  np.testing.assert_array_equal(negative.numpy(), null)
+  cond = np.random.default_rng(0).normal(size=(2, 5, 10)).astype(np.float32)
+  dif = DifDetokenizer(trained, tmp_path / "run/vae")
+  got = dif.draw(jax.numpy.asarray(cond), [3, 4], steps=4, guidance_scale=3.0)
+  drawn = drawn_by_diffusers(out, cond, [3, 4], 3.0)
+  assert drawn.shape == got.shape and drawn.std() > 0.01
+  assert np.abs(got / 255 - drawn).max() <= 0.5 / 255 + 1e-3
+  (tmp_path / "run/vae").rename(tmp_path / "elsewhere")
+  capsys.readouterr()
+  assert make.run("export", trained, "--to", tmp_path / "part") == 0
+  assert "no vae/" in capsys.readouterr().out
+  assert files_of(out) - files_of(tmp_path / "part") == {"vae/config.json", f"vae/{WEIGHTS}"}
 
 
 def test_inspect(tmp_path, capsys):

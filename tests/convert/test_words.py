@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,10 @@ from tarjax.convert.widening import codebook
 from tarjax.data.tokenizer import build_tokenizer
 from tarjax.data.tokens import load_tokenizer, make_vocab
 from tarjax.models import tar
+from tarjax.models.qwen2 import Qwen2, Qwen2Config
 from tarjax.models.ta_tok import TaTokConfig
 from tarjax.models.vq import select_codebook
+from tarjax.sampling import generate_tokens
 from tests.convert import checkpoints as make
 
 CODES, WIDTH, BPE = 128, 24, 300  # of the TA-Tok record, and of the tokenizer
@@ -217,3 +220,24 @@ def test_equal_rows_go_to_the_first_word(world, tmp_path, capsys):
   assert make.run("import", twin, "--to", tmp_path / "run") == 0
   assert make.run("recover-selection", "--ta-tok", root / "ta_tok", "--llm", tmp_path / "run") == 0
   assert "1 match several words" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("llm", ["tied", "untied"])
+def test_transformers_continues_an_exported_tar_with_the_same_words(world, llm, tmp_path, capsys):
+  """Greedy, in float32; prompts of text and visual words, padded on the left."""
+  run, params, _ = start(world, llm, tmp_path, capsys)
+  assert make.run("export", run, "--to", tmp_path / "out") == 0
+  load = transformers.Qwen2ForCausalLM.from_pretrained
+  original = load(tmp_path / "out", dtype=torch.float32, local_files_only=True)
+  prompts = np.random.default_rng(1).integers(3, TEXT + tar.MARKS + CODES, (6, 12))
+  prompts[:3, 4:] = TEXT + tar.MARKS + prompts[:3, 4:] % CODES
+  mask = np.arange(12) >= np.array([0, 5, 2, 0, 7, 3])[:, None]
+  options = {"do_sample": False, "max_new_tokens": 16, "eos_token_id": None, "pad_token_id": 0}
+  ids, seen = torch.from_numpy(prompts), torch.from_numpy(mask).long()
+  want = original.generate(ids, attention_mask=seen, **options)[:, 12:].numpy()
+  model = Qwen2(Qwen2Config(**checkpoint.read_config(run).model))
+  params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+  seeds = np.zeros(6, np.uint32)
+  got = generate_tokens(model, params, prompts, mask, seeds, max_new=16, temperature=0.0)
+  np.testing.assert_array_equal(got, want)
+  assert len(np.unique(want)) > 3
