@@ -123,7 +123,10 @@ def read_answers(path: Path, questions: Questions) -> dict[str, list[dict[int, b
   Raises:
     UserError: a line of another form, or of a question that is not asked; it is named.
   """
-  asked = {name: {q.text: i for i, q in group.items()} for name, group in questions.items()}
+  asked: dict[str, dict[str, list[int]]] = {name: {} for name in questions}
+  for name, group in questions.items():
+    for i, question in group.items():
+      asked[name].setdefault(question.text, []).append(i)
   found: dict[str, dict[tuple, dict[int, bool]]] = {}
   try:
     lines = path.read_text().splitlines()
@@ -136,7 +139,8 @@ def read_answers(path: Path, questions: Questions) -> dict[str, list[dict[int, b
       text, answer = rest.rsplit(", ", 1)
       name = Path(image).name.split(".")[0]
       place = ast.literal_eval(f"({tile})")
-      found.setdefault(name, {}).setdefault(place, {})[asked[name][text]] = answer == "yes"
+      tiles = found.setdefault(name, {}).setdefault(place, {})
+      tiles.update(dict.fromkeys(asked[name][text], answer == "yes"))
     except (ValueError, SyntaxError, KeyError) as e:
       raise UserError(f"line {number} of {path} is no answer to a question: {e!r}") from e
   whole = {}
@@ -148,7 +152,7 @@ def read_answers(path: Path, questions: Questions) -> dict[str, list[dict[int, b
 
 
 def read_result(path: Path) -> tuple[dict[str, float], float | None]:
-  """The program's results: {prompt's name: score}, and the DPG-Bench score it printed, if it did."""
+  """The program's results: {prompt's name: score}, and the DPG-Bench score that it printed."""
   sheets, total = {}, None
   try:
     lines = path.read_text().splitlines()
