@@ -5,9 +5,13 @@
   python -m tarjax.evaluate --model runs/tar --tasks pope,mme,mmbench,seed,gqa,mmmu --data DATA
       --out results.json
 
+  python -m tarjax.evaluate --model runs/tar --tasks geneval,dpg --data DATA --out results.json
+
 Stages whose run directories lie in the model's folder enter the report of `digits` with their
 curves, time and memory. The benchmarks are read from DATA and answered greedily at scale 1; their
-answers are kept beside the results, in results.answers.jsonl, where --resume goes on.
+answers are kept beside the results, in results.answers.jsonl, where --resume goes on. The pictures
+of GenEval and DPG-Bench go to results.geneval and results.dpg, for their judges: `tarjax.evals.geneval`
+and ELLA's program, whose results `tarjax.evals.dpg` reads.
 """
 
 import argparse
@@ -26,7 +30,8 @@ from tarjax.evals.tables import Table
 
 STAGES = ("siglip2", "llm", "ta_tok", "vqvae", "encoded", "ar_dtok", "mllm", "sft")
 STAGES += ("dc_ae", "dif_dtok")
-TASKS = ("digits", *BENCHMARKS)
+PICTURES = ("geneval", "dpg")
+TASKS = ("digits", *BENCHMARKS, *PICTURES)
 SEEDS = "of each output, from sha256 of its number and its prompt"
 
 
@@ -54,8 +59,11 @@ def run(args: argparse.Namespace, began: float) -> None:
   names = list(dict.fromkeys(args.tasks.split(",")))
   check(args, names)
   tables = {
-    name: Table(BENCHMARKS[name], Path(args.data), args.limit) for name in names if name != "digits"
+    name: Table(BENCHMARKS[name], Path(args.data), args.limit)
+    for name in names
+    if name in BENCHMARKS
   }
+  jobs = {name: jobs_of(args, name) for name in names if name in PICTURES}
   from tarjax.evals import provenance  # imports jax
   from tarjax.pipeline import TarPipeline
 
@@ -66,6 +74,8 @@ def run(args: argparse.Namespace, began: float) -> None:
     scores |= digits(args, pipe, began)
   if tables:
     scores["benchmarks"] = benchmarks(args, pipe, tables, model)
+  if jobs:
+    scores["pictures"] = pictures(args, pipe, jobs, model)
   scores["provenance"] = {"model": args.model} | model | provenance.of_code()
   write_json(Path(args.out), scores)
   print(f"scores: {args.out}")
@@ -144,6 +154,34 @@ def benchmarks(args: argparse.Namespace, pipe, tables: dict[str, Table], model: 
       ends = f"{score['low']:.4g} to {score['high']:.4g}"
       print(f"{name + '/' + metric:40}{score['value']:10.4g}  ({ends})")
   kept.close()
+  return found
+
+
+def jobs_of(args: argparse.Namespace, name: str) -> list:
+  from tarjax.evals import drawing
+
+  jobs = drawing.JOBS[name](Path(args.data), folder_of(args, name))
+  return jobs[: args.limit] if args.limit else jobs
+
+
+def folder_of(args: argparse.Namespace, name: str) -> Path:
+  """Beside results.json, results.geneval."""
+  return Path(args.out).with_suffix(f".{name}")
+
+
+def pictures(args: argparse.Namespace, pipe, jobs: dict[str, list], model: dict) -> dict:
+  """Draws; {name: where, and what the pictures depend on}."""
+  from tarjax.evals import drawing
+
+  sampling, scale = pipe.bundle["sampling"], args.scale or 1
+  sampler = {"image": sampling["image"], "pixels": sampling.get("pixels", {}), "scale": scale}
+  how, found = {"sampler": sampler, "seeds": SEEDS}, {}
+  generate = functools.partial(pipe.generate, scale=scale)
+  for name, todo in jobs.items():
+    folder = folder_of(args, name)
+    drawing.claim(folder, model | how, args.resume)
+    drawing.draw(todo, generate, args.batch, lambda text, name=name: print(f"{name}: {text}"))
+    found[name] = {"prompts": len(todo), "folder": str(folder), "limit": args.limit} | how
   return found
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from tarjax.data import digits, words
 from tarjax.data.scenes import COLOURS, DIGITS, Scene, render, stream
-from tarjax.evals import digits_scorer
+from tarjax.evals import digits_scorer, pictures
 
 SCALES = (1, 2, 3)
 NEAR = 8.0  # a digit that is read this many pixels off still counts as the one painted there
@@ -166,15 +166,13 @@ class Evaluator:
     codes, cosines = [], []
     for scale in SCALES:
       ids = np.asarray(pipe.encode(images, scale)).ravel()
-      rec, target = (np.asarray(x, np.float64) for x in pipe.features(images, scale))
-      lengths = np.linalg.norm(rec, axis=-1) * np.linalg.norm(target, axis=-1)
-      cosine = float(((rec * target).sum(-1) / np.maximum(lengths, 1e-12)).mean())
+      cosine = pictures.cosine(*pipe.features(images, scale))
       yield f"ta_tok/scale{scale}/rec_cosine", cosine
-      for name, value in spread(ids, pipe.codes).items():
+      for name, value in pictures.spread(ids, pipe.codes).items():
         yield f"ta_tok/scale{scale}/{name}", value
       codes.append(ids)
       cosines.append(cosine)
-    for name, value in spread(np.concatenate(codes)[:ASSIGNMENTS], pipe.codes).items():
+    for name, value in pictures.spread(np.concatenate(codes)[:ASSIGNMENTS], pipe.codes).items():
       yield f"ta_tok/{name}", value
     yield "ta_tok/rec_cosine", _mean(cosines)
 
@@ -195,7 +193,7 @@ class Evaluator:
       self.rebuilt.append(Rebuilt(image, {name: v[i] for name, v in versions.items()}))
     for name, images in ({"original": originals} | versions).items():
       if name != "original":
-        yield f"reconstruction/{name}/psnr", psnr(originals, images)
+        yield f"reconstruction/{name}/psnr", _mean(pictures.psnr(originals, images))
       pairs = [self._compare(s, image) for s, image in zip(scenes, images, strict=True)]
       kept = np.array([pair for picture in pairs for pair in picture])
       yield f"reconstruction/{name}/digit", _mean(kept[:, 0])
@@ -245,19 +243,6 @@ def said_of(found: Sequence) -> str:
   """What a scorer read, in words: "red three, blue seven" from left to right."""
   parts = [f"{f.colour} {DIGITS[f.label]}" for f in sorted(found, key=lambda f: f.cx)]
   return ", ".join(parts) or "nothing"
-
-
-def spread(ids: np.ndarray, codes: int) -> dict[str, float]:
-  """Share of a codebook that int[n] ids touch, and the perplexity of their distribution."""
-  share = np.bincount(ids, minlength=codes) / len(ids)
-  kept = share[share > 0]
-  return {"usage": len(kept) / codes, "perplexity": float(np.exp(-(kept * np.log(kept)).sum()))}
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-  """Mean over pictures of the peak signal-to-noise ratio in dB: uint8[b y x 3] each."""
-  error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean((1, 2, 3))
-  return float((10 * np.log10(255**2 / np.maximum(error, 1e-2))).mean())
 
 
 def _mean(values) -> float:

@@ -15,7 +15,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,24 +47,20 @@ class Features:
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from tarjax.evals import inception, inception_weights
+    from tarjax.evals import inception_weights
 
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     self.batch = -(-batch // jax.device_count()) * jax.device_count()
     self._place = NamedSharding(mesh, PartitionSpec("data"))
     params = inception_weights.load(weights)
     self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    resize = "pytorch" if like == "pytorch-fid" else "tensorflow"
-    net: Any = inception.Inception()
-
-    def run(params, images):
-      with jax.default_matmul_precision("highest"):
-        return net.apply({"params": params}, inception.resized(images, resize))
-
-    self._run, self._put = jax.jit(run), jax.device_put
+    self._resize = "pytorch" if like == "pytorch-fid" else "tensorflow"
 
   def __call__(self, batches: Iterable[np.ndarray]) -> Seen:
     """uint8[<=batch y x 3] each."""
+    import jax
+
+    from tarjax.evals import inception
     from tarjax.evals.frechet import Statistics
 
     found = {"pool": Statistics(), "spatial": Statistics()}
@@ -72,7 +68,8 @@ class Features:
     for images in batches:
       real = len(images)
       rows = np.minimum(np.arange(self.batch), real - 1)  # the last picture again
-      out = self._run(self._params, self._put(images[rows], self._place))
+      images = jax.device_put(images[rows], self._place)
+      out = inception.features(self._params, inception.resized(images, self._resize))
       seen = {name: np.asarray(x)[:real] for name, x in out.items()}
       for name, statistics in found.items():
         statistics.add(seen[name])

@@ -4,10 +4,12 @@ The network is that of TensorFlow's classify_image graph: average pools do not c
 and the last block's pool is a maximum. Batch norms are folded into the convolutions.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -165,6 +167,15 @@ def steps() -> list[str]:
   return names
 
 
+@jax.jit
+def features(params, x: Array) -> dict[str, Array]:
+  """`Inception` in full float32, compiled once for all that call it."""
+  net: Any = Inception()
+  with jax.default_matmul_precision("highest"):
+    return net.apply({"params": params}, x)
+
+
+@functools.partial(jax.jit, static_argnames="like")
 def resized(images: Array, like: str) -> Array:
   """uint8[b y x 3] -> float32[b 299 299 3] in [-1, 1].
 
@@ -176,7 +187,8 @@ def resized(images: Array, like: str) -> Array:
     old = x.shape[axis]
     at = np.arange(SIDE) * np.float32(old / SIDE)
     if like == "pytorch":
-      at = np.maximum((np.arange(SIDE) + 0.5) * (old / SIDE) - 0.5, 0)
+      centres = np.arange(SIDE, dtype=np.float32) + np.float32(0.5)
+      at = np.maximum(centres * np.float32(old / SIDE) - np.float32(0.5), 0)
     low = np.minimum(np.floor(at).astype(int), old - 1)
     share = (at - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(4)])
     below, above = (jnp.take(x, i, axis) for i in (low, np.minimum(low + 1, old - 1)))

@@ -156,16 +156,6 @@ def test_captions_count_every_digit():
   assert evals.named("three digits") == []
 
 
-def test_spread_counts_codes():
-  found = evals.spread(np.array([0, 0, 1, 1]), codes=4)
-  assert found == {"usage": 0.5, "perplexity": pytest.approx(2)}
-
-
-def test_psnr_is_per_picture():
-  black, grey = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 51, np.uint8)
-  assert evals.psnr(black, grey) == pytest.approx(20 * np.log10(255 / 51))
-
-
 def test_a_digit_counts_only_in_its_place(monkeypatch):
   scene = digits.draw_any(stream("place"), "test", 1)
   glyph = truth(scene)[0]
