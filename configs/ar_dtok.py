@@ -48,7 +48,7 @@ def get_config(variant="256_xl"):
   config.model = dict(base.choose(size, SIZES), vocab=16_384, cond="features", cond_width=1152)
   config.model.update(cond_length=729, length=(int(resolution) // 16) ** 2, cond_dropout=0.1)
   config.model.update(token_dropout=0.1, resid_dropout=0.1, ffn_dropout=0.1)
-  config.model.update(dtype=base.COMPUTE, remat="attn,qkv,resid,gate,up")
+  config.model.update(dtype=base.COMPUTE, remat="attn")
   if resolution in BEFORE:
     config.init = {"": f"../ar_dtok_{BEFORE[resolution]}_{size}"}
     config.dont_load = ["positions"]  # a longer table

@@ -34,7 +34,7 @@ def get_config(variant="512"):
     cond_width=1152,
     size=16,
     dtype=base.COMPUTE,
-    remat="none",
+    remat="attn",
   )
   config.trained = "condition"
   config.sana_from = "../sana"

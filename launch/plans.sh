@@ -20,20 +20,20 @@ done
 python=${PYTHON:-.venv/bin/python}
 
 rows() {
-  local chip saved=--config.model.remat=attn,qkv
+  local chip
   echo "mllm.py:1p5b_pretrain v5p:4x4x4"
   echo "mllm.py:1p5b_pretrain v5p:4x4x4 --slices=2"
   echo "mllm.py:1p5b_pretrain v5e:16x16 --config.model.remat=attn"
-  echo "mllm.py:1p5b_pretrain v6e:16x16"
+  echo "mllm.py:1p5b_pretrain v6e:16x16 --config.model.remat=attn,qkv"
   echo "mllm.py:7b_pretrain v5p:4x4x4"
   echo "mllm.py:7b_pretrain v5e:16x16 --config.mesh.fsdp=32 --config.model.remat=attn --config.loss_chunk=256"
   echo "mllm.py:7b_pretrain v6e:16x16 --config.mesh.fsdp=32 --config.loss_chunk=256"
   echo "mllm.py:1p5b_sft v5p:4x4x4"
   echo "mllm.py:7b_sft v5p:4x4x4"
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "ta_tok.py $chip"; done
-  for chip in v5p:4x4x4 "v5e:8x8 $saved" v6e:8x8; do echo "ar_dtok.py:256_xl $chip"; done
+  for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "ar_dtok.py:256_xl $chip"; done
   for chip in v5p:2x4x4 v5e:4x8 v6e:4x8; do echo "ar_dtok.py:512_xl $chip"; done
-  for chip in v5p:2x2x4 "v5e:4x4 $saved" v6e:4x4; do echo "ar_dtok.py:1024_xl $chip"; done
+  for chip in v5p:2x2x4 v5e:4x4 v6e:4x4; do echo "ar_dtok.py:1024_xl $chip"; done
   for chip in v5p:2x2x4 v5e:4x4 v6e:4x4; do echo "dif_dtok.py:512 $chip"; done
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "vqvae.py $chip"; done
 }

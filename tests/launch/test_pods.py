@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def stand_in(folder: Path, name: str, body: str) -> None:
   """A program `name` that appends its arguments to calls.json, a list a line, and does `body`."""
   path = folder / name
   path.write_text(
-    f"""#!/usr/bin/env python3
+    f"""#!{sys.executable} -IS
 import json, os, pathlib, signal, sys, time
 here, name, args = pathlib.Path({str(folder)!r}), {name!r}, sys.argv[1:]
 with open(here / "calls.json", "a") as f:
@@ -41,7 +42,7 @@ def calls(folder: Path) -> list[list[str]]:
 def launch(folder: Path, script: str, *args: str, **env):
   command = ["bash", str(ROOT / "launch" / script), *args]
   env = {"PATH": f"{folder}:{os.environ['PATH']}", "POLL": "0", "PAUSE": "0"} | env
-  return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=60)
+  return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
