@@ -53,7 +53,8 @@ def test_a_step_is_timed_on_a_mesh_that_fits(capsys):
 
 def test_torchs_step_is_the_same_step(capsys):
   """With no row of the table unused, for torch counts padding rows as words."""
-  small = [F32, "--config.model.vocab=691", "--config.data.length=32"]
+  small = [F32, "--config.model.vocab=691", "--config.data.length=32", "--config.batch=8"]
+  small += ["--config.mesh.data=8", "--config.mesh.fsdp=1", "--config.mesh.model=1"]
   argv = [MLLM, *small, "--config.model.remat=none", "--rounds=1", "--torch-parts=4"]
   assert bench.main([*argv, "--against=torch", "--json"]) == 0
   result = json.loads(capsys.readouterr().out)
