@@ -98,7 +98,7 @@ def bench(config, flags: dict[str, Any]) -> dict[str, Any]:
     sides = timing.sides(stage, flags["against"], flags["torch-parts"])
     seconds = timing.in_turn(sides, flags["rounds"])
   unit, count = stage.throughput()
-  device = jax.devices()[0]
+  flops, device = timing.flops(stage, flags["against"]), jax.devices()[0]
   peak = chips.peak_of(device.device_kind)
   result: dict[str, Any] = {
     "device": device.device_kind,
@@ -110,7 +110,7 @@ def bench(config, flags: dict[str, Any]) -> dict[str, Any]:
   }
   for side, times in zip(sides, seconds, strict=True):
     median = statistics.median(times)
-    rate = side.flops / median / stage.mesh.size
+    rate = flops / median / stage.mesh.size
     result[side.name] = {
       "what": side.what,
       "seconds": median,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from tarjax import chips, costs, optim, sharding, state, tasks
 from tarjax.config import UserError, told
@@ -118,10 +118,13 @@ def make_stage(config, devices=None) -> Stage:
 
 
 def traced_flops(function, *arguments) -> float:
-  """Operations of a function's products, kernels not among them: it is traced as for a CPU."""
+  """Operations of a function's products on all devices. It is traced as for one CPU, because
+  kernels hide their products; so no mesh may be set around it.
+  """
   plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
   cpu = jax.sharding.AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu")
-  mesh = AbstractMesh((1, 1, 1), sharding.AXES, abstract_device=cpu)
+  auto = (AxisType.Auto,) * len(sharding.AXES)
+  mesh = AbstractMesh((1, 1, 1), sharding.AXES, axis_types=auto, abstract_device=cpu)
   with jax.sharding.use_abstract_mesh(mesh):
     return costs.traced_flops(jax.make_jaxpr(function)(*plain).jaxpr)
 

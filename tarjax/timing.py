@@ -1,6 +1,7 @@
 """What `bench` times: a stage's step and TaTok's encoding on made-up data, ours and PyTorch's."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -26,7 +27,6 @@ class Side:
   Attributes:
     name: "tarjax" or "torch".
     what: what is timed, and how, in words.
-    flops: operations of the products that it needs.
     run: does it n times and waits for the last.
     peak: bytes of the device that were in use at most, None if nobody counts.
     loss: that of the first step.
@@ -35,7 +35,6 @@ class Side:
 
   name: str
   what: str
-  flops: float
   run: Callable[[int], Any]
   peak: Callable[[], int | None]
   loss: float | None = None
@@ -49,7 +48,7 @@ def in_turn(sides: list[Side], rounds: int) -> list[list[float]]:
     side.run(1)
     began = time.perf_counter()
     side.run(1)
-    counts.append(math.ceil(ROUND / (time.perf_counter() - began)))
+    counts.append(max(math.ceil(ROUND / (time.perf_counter() - began)), 1))
   seconds: list[list[float]] = [[] for _ in sides]
   for _ in range(rounds):
     for side, count, times in zip(sides, counts, seconds, strict=True):
@@ -79,8 +78,18 @@ def sides(stage: Stage, against: str, parts: int) -> list[Side]:
   batch, (params, frozen) = made_up(stage, segments=1), random_weights(stage)
   host = jax.device_get((params, frozen))  # a step takes the device's
   ours = (our_step if stage.config.task == "mllm" else our_encode)(stage, params, frozen, batch)
-  theirs = torch_side.make(stage, *host, batch, parts, cuda=on == "gpu")
-  return [ours, dataclasses.replace(theirs, flops=ours.flops)]
+  return [ours, torch_side.make(stage, *host, batch, parts, cuda=on == "gpu")]
+
+
+def flops(stage: Stage, against: str) -> float:
+  """Operations of the products that both sides need; to be called without a mesh."""
+  if not against or stage.config.task == "mllm":
+    return stage.model_flops(dict(next(iter(stage.shares))))
+  task: Any = stage.task
+  params = merge(stage.layout.params, stage.layout.frozen)
+  table = jax.ShapeDtypeStruct((task.net.codes, task.net.width), np.float32)
+  run = functools.partial(encode, task.model)
+  return traced_flops(run, {"params": params}, table, stage.batch()["image"])
 
 
 def made_up(stage: Stage, segments: int) -> dict[str, np.ndarray]:
@@ -154,11 +163,14 @@ def our_step(stage: Stage, params, frozen, batch: dict[str, np.ndarray]) -> Side
   return Side(
     "tarjax",
     f"training step{said}, remat {stage.config.model.get('remat', 'none')}",
-    stage.model_flops(static),
     run,
     lambda: peak_bytes(compiled),
     loss=float(values["loss"]),
   )
+
+
+def encode(model: Any, variables, table, image):
+  return model.apply(variables, pixels(image), 1, table, method="encode")
 
 
 def our_encode(stage: Stage, params, frozen, batch: dict[str, np.ndarray]) -> Side:
@@ -166,12 +178,8 @@ def our_encode(stage: Stage, params, frozen, batch: dict[str, np.ndarray]) -> Si
   task: Any = stage.task
   variables = {"params": merge(params, frozen)}
   table = jax.jit(lambda v: task.model.apply(v, method="codebook"))(variables)
-
-  def encode(variables, table, image):
-    return task.model.apply(variables, pixels(image), 1, table, method="encode")
-
   arguments = (variables, table, put(stage, batch)["image"])
-  compiled = jax.jit(encode).lower(*arguments).compile()
+  compiled = jax.jit(functools.partial(encode, task.model)).lower(*arguments).compile()
   codes = np.asarray(compiled(*arguments))
 
   def run(times: int) -> None:
@@ -180,8 +188,7 @@ def our_encode(stage: Stage, params, frozen, batch: dict[str, np.ndarray]) -> Si
     jax.block_until_ready(out)
 
   what = "encoding to codes at scale 1"
-  flops = traced_flops(encode, *arguments)
-  return Side("tarjax", what, flops, run, lambda: peak_bytes(compiled), codes=codes)
+  return Side("tarjax", what, run, lambda: peak_bytes(compiled), codes=codes)
 
 
 def peak_bytes(compiled: Any) -> int | None:

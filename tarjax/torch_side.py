@@ -169,4 +169,4 @@ def side(what: str, like: torch.Tensor, run: Any, **first) -> Side:
     return torch.cuda.max_memory_allocated() if like.is_cuda else None
 
   how = "torch.compile" if like.is_cuda else f"{torch.get_num_threads()} threads"
-  return Side("torch", f"{what}, {how}, torch {torch.__version__}", 0.0, run, peak, **first)
+  return Side("torch", f"{what}, {how}, torch {torch.__version__}", run, peak, **first)

@@ -23,6 +23,7 @@ from tarjax.sharding import platform
 Array = jax.Array
 MASKED = -1e30  # finite: a row that is masked everywhere gives a mean, not NaN
 BLOCK = 1024  # rows and columns of one step of the splash kernel, at most
+CUDNN = "dot_product_attention_fwd"  # how the name of JAX's primitive begins
 LANES = 128  # what the kernel's blocks are multiples of; shorter contexts are plain products
 
 
@@ -48,7 +49,7 @@ def attend(
       which is padding, come out as is unspecified.
 
   Returns:
-    float[b l h k], named "attn" for remat policies.
+    float[b l h k], named "attn" for remat policies, which know cuDNN's by `CUDNN`.
   """
   if mask is None and platform() == "tpu" and fits_kernel(q, k):
     return splash(q, k, v, causal, segments)
@@ -59,8 +60,9 @@ def attend(
     seen = causal_mask(ids) if causal and not fused else same_segment(ids)
     mask = seen if mask is None else seen & mask
   with jax.named_scope("causal" if causal else "full"):  # plan counts half of a causal product
-    y = cudnn(q, k, v, mask, causal) if fused else plain(q, k, v, mask)
-    return checkpoint_name(y, "attn")
+    if fused:
+      return cudnn(q, k, v, mask, causal)
+    return checkpoint_name(plain(q, k, v, mask), "attn")
 
 
 def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:

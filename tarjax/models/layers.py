@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from tarjax.models.attention import attend, rotate
+from tarjax.models.attention import CUDNN, attend, rotate
 from tarjax.sharding import named, platform, shard
 
 Array = jax.Array
@@ -389,7 +389,12 @@ def remat_policy(remat: str) -> Any:
   """
   names = remat.split(",")
   if set(names) <= set(SAVED):
-    return jax.checkpoint_policies.save_only_these_names(*names)
+    named: Any = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def also_cudnn(primitive, *args, **params):  # its gradient reads more than what it returns
+      return primitive.name.startswith(CUDNN) or named(primitive, *args, **params)
+
+    return also_cudnn if "attn" in names else named
   policy = getattr(jax.checkpoint_policies, "nothing_saveable" if remat == "full" else remat, None)
   if policy is None:
     raise ValueError(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tarjax.models import attention
+from tarjax.models.layers import remat_policy
 
 
 def draw(b=2, l=200, s=200, h=4, g=2, k=16):
@@ -109,3 +110,21 @@ def test_what_cudnn_is_asked_for_is_the_plain_products(monkeypatch, causal, mask
   )
   attention.attend(*draw(), causal=causal)  # float32 has no fused kernel
   assert len(asked) < 2
+
+
+@pytest.mark.parametrize("remat, times", [("attn", 1), ("qkv", 2)])
+def test_cudnns_forward_is_saved_with_what_its_gradient_reads(monkeypatch, remat, times):
+  from jax._src.cudnn import fused_attention_stablehlo as kernel  # which asks for a GPU to trace
+
+  monkeypatch.setattr(kernel, "check_cudnn_version", lambda: 91_000)
+  monkeypatch.setattr(kernel, "check_is_flash_attention", lambda *args, **options: None)
+  monkeypatch.setattr(attention, "platform", lambda: "gpu")
+
+  def loss(q, k, v):
+    return attention.attend(q, k, v, causal=True, segments=packed()).astype(jnp.float32).sum()
+
+  saved = jax.checkpoint(loss, policy=remat_policy(remat), prevent_cse=False)
+  q, k, v = (x.astype(jnp.bfloat16) for x in draw())
+  trace = str(jax.make_jaxpr(jax.grad(saved))(q, k, v))
+  assert trace.count("dot_product_attention_fwd_wrapper[") == times
+  assert trace.count("dot_product_attention_bwd_wrapper[") == 1
