@@ -73,8 +73,8 @@ class Saver:
     )
 
   def latest(self) -> int | None:
-    """The last complete step."""
-    return self.manager.latest_step()
+    """The last complete step; the manager would count one whose save has failed."""
+    return max(ocp.utils.checkpoint_steps(self.folder), default=None)
 
   def save(self, step: int, state, meta: dict) -> None:
     """Copies `state` (step, params, opt) off the devices and writes it in the background.
