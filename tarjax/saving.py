@@ -120,7 +120,7 @@ class Saver:
       self._tell(e)
     return False
 
-  def _tell(self, error: Exception) -> None:
+  def _tell(self, error: BaseException) -> None:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     self.say(f"step {self.step} is not saved: {reason[:300]}")
     self.failed = True

@@ -39,7 +39,7 @@ class Stage:
 
   def programs(self) -> state.Programs:
     """The steps, as the mesh's devices take them."""
-    options = chips.compiler_options(self.config, self.mesh.devices.flat)
+    options = chips.compiler_options(self.config, list(self.mesh.devices.flat))
     parts = (self.task, self.optimizer, self.schedule, self.layout, self.mesh)
     return state.Programs(*parts, self.config.accumulate, options)
 

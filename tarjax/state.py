@@ -126,7 +126,7 @@ def put(tree, layout):
       return np.asarray(new[tuple(slice(*end) for end in ends)], like.dtype)
 
     return jax.make_array_from_callback(
-      like.shape, like.sharding, lambda part: read(*((s.start, s.stop) for s in part))
+      like.shape, like.sharding, lambda part: read(*((s.start, s.stop) for s in part or ()))
     )
 
   return jax.tree.map(place, tree, layout)

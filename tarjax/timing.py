@@ -76,9 +76,10 @@ def sides(stage: Stage, against: str, parts: int) -> list[Side]:
   from tarjax import torch_side
 
   batch, (params, frozen) = made_up(stage, segments=1), random_weights(stage)
-  host = jax.device_get((params, frozen))  # a step takes the device's
-  ours = (our_step if stage.config.task == "mllm" else our_encode)(stage, params, frozen, batch)
-  return [ours, torch_side.make(stage, *host, batch, parts, cuda=on == "gpu")]
+  on_host = jax.device_get(params), jax.device_get(frozen)  # a step takes the device's
+  start = our_step if stage.config.task == "mllm" else our_encode
+  ours: Side = start(stage, params, frozen, batch)
+  return [ours, torch_side.make(stage, *on_host, batch, parts, cuda=on == "gpu")]
 
 
 def flops(stage: Stage, against: str) -> float:

@@ -43,10 +43,9 @@ def training_step(stage: Any, params, tokens: torch.Tensor, parts: int) -> Side:
   """Forward, backward, clipping and AdamW of Qwen2ForCausalLM on int64[b l]."""
   config, net = stage.config.optim, stage.task.net
   tokens = tokens.long()
+  sizes: Any = dict(hf_config(net), attn_implementation="sdpa")
   with tokens.device:
-    model = transformers.Qwen2ForCausalLM(
-      transformers.Qwen2Config(**hf_config(net), attn_implementation="sdpa")
-    )
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes))
   load(model, to_torch(net, params), {"lm_head.weight"} if net.tied else set())
   weights = dict(model.named_parameters())
   decayed = [w for name, w in weights.items() if w.ndim > 1 and "embed" not in name]
@@ -60,7 +59,7 @@ def training_step(stage: Any, params, tokens: torch.Tensor, parts: int) -> Side:
   forward = compiled(model, tokens)
   mixed = autocast(net.dtype, tokens)
 
-  def step() -> float:
+  def step() -> torch.Tensor:
     total = torch.zeros((), device=tokens.device)
     for part in tokens.chunk(parts):
       with mixed:
@@ -85,10 +84,13 @@ def training_step(stage: Any, params, tokens: torch.Tensor, parts: int) -> Side:
 class Encoder(nn.Module):
   """TA-Tok up to its codes: uint8[b y x 3] -> int64[b l]."""
 
+  table: torch.Tensor
+  norm: torch.Tensor
+
   def __init__(self, net: TaTokConfig):
     super().__init__()
     c = net.encoder
-    config = transformers.SiglipVisionConfig(
+    sizes: Any = dict(
       hidden_size=c.width,
       intermediate_size=c.mlp,
       num_hidden_layers=net.blocks,
@@ -99,7 +101,7 @@ class Encoder(nn.Module):
       vision_use_head=False,
       attn_implementation="sdpa",
     )
-    tower: Any = transformers.SiglipVisionModel(config)
+    tower: Any = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**sizes))
     self.encoder = getattr(tower, "vision_model", tower)  # transformers 5 has one level less
     self.encode_task_layer = nn.Sequential(nn.Linear(c.width, c.width), nn.Tanh())
     self.bottleneck = nn.ModuleDict({"in_linear": nn.Linear(c.width, net.width)})

@@ -45,9 +45,9 @@ def chain(name: str, *steps: tuple) -> tuple[Step, ...]:
   """name_1, name_2, ... of (features, ky, kx) each; (features, ky, kx, 2) halves the sides."""
   made = []
   for i, (features, ky, kx, *rest) in enumerate(steps):
-    half = (2, "VALID") if rest else ()
     label = f"{name}_{i + 1}" if len(steps) > 1 else name
-    made.append(Step(label, features, (ky, kx), *half))
+    step = Step(label, features, (ky, kx))
+    made.append(step._replace(stride=2, padding="VALID") if rest else step)
   return tuple(made)
 
 
@@ -139,7 +139,7 @@ class Inception(nn.Module):
     for branch in block.branches:
       y = x
       for step in branch:
-        pair = step if isinstance(step[0], Step) else (step,)
+        pair = (step,) if isinstance(step, Step) else step
         y = jnp.concatenate([conv(s, f"{name}.{s.name}", y) for s in pair], -1)
       yield y
     if block.pool == "half":
@@ -161,7 +161,7 @@ def steps() -> list[str]:
   names = [step.name for step in STEM]
   for name, block in BLOCKS.items():
     for step in (s for branch in block.branches for s in branch):
-      pair = step if isinstance(step[0], Step) else (step,)
+      pair = (step,) if isinstance(step, Step) else step
       names += [f"{name}.{s.name}" for s in pair]
     names += [f"{name}.branch_pool"] * (block.pool != "half")
   return names

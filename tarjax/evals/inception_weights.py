@@ -4,6 +4,7 @@ The .pth is pytorch-fid's and torch-fidelity's (pt_inception-2015-12-05-6726825d
 `Mixed_5b.branch5x5_1.conv.weight`; the graph's are `mixed/tower/conv/conv2d_params`.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,11 @@ def numbered(name: str, number: int) -> str:
 def _constants(path: Path) -> Readers:
   """The constants of a frozen TensorFlow graph."""
   from google.protobuf.message import DecodeError
-  from tensorboardX.proto.graph_pb2 import GraphDef
+
+  graph_pb2: Any = importlib.import_module("tensorboardX.proto.graph_pb2")
 
   try:
-    graph: Any = GraphDef.FromString(path.read_bytes())
+    graph: Any = graph_pb2.GraphDef.FromString(path.read_bytes())
   except DecodeError as e:
     raise UserError(f"{path} is neither a TensorFlow graph nor like *{' *'.join(KINDS)}") from e
 

@@ -136,9 +136,10 @@ class Clip:
     image = image.convert("RGB")
     blank, crops = Image.new("RGB", image.size, GREY), []
     for thing in things:
+      x0, y0, x1, y1 = map(int, thing.box)
       shape = None if thing.mask is None else Image.fromarray(thing.mask)
       alone = image if shape is None else Image.composite(image, blank, shape)
-      crops.append(alone.crop(tuple(int(side) for side in thing.box)))
+      crops.append(alone.crop((x0, y0, x1, y1)))
     closest = (self._images(crops) @ self._colours[name].T).argmax(-1)
     return [COLOURS[i] for i in closest.tolist()]
 

@@ -6,7 +6,7 @@ of their own.
 
 import string
 
-from tarjax.evals.benchmarks.base import WORD, Benchmark
+from tarjax.evals.benchmarks.base import WORD, Benchmark, Counts
 from tarjax.evals.intervals import ratio
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -16,7 +16,7 @@ def plain(text: str) -> str:
   return text.lower().translate(PUNCTUATION)
 
 
-def judge(rows, answers):
+def judge(rows, answers) -> list[Counts]:
   pairs = zip(rows, answers, strict=True)
   return [{"n": 1, "right": plain(said.strip()) == plain(row["answer"])} for row, said in pairs]
 
