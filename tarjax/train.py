@@ -14,6 +14,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -97,7 +98,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
       """Where the run goes on: (step, state, frozen, number of the next batch)."""
       if at := saver.latest():
         return at, *states.restore(saver, at, layout, meta, workdir, mesh)
-      batch = functools.partial(first_batch, config)
+      batch = functools.partial(first_batches, config)
       made = states.begin(task, config, stage.optimizer, layout, init_key, workdir, mesh, batch)
       return 0, *made, 0
 
@@ -239,12 +240,15 @@ def tokens_of(batch) -> int:
   return batch["tokens"].size if "tokens" in batch else 0
 
 
-def first_batch(config) -> dict:
-  """The first global batch of a run as numpy arrays, the same on every process."""
+def first_batches(config, count: int = 1) -> dict:
+  """The first global batches of a run in one, as numpy arrays, the same on every process."""
+  import numpy as np
+
   from tarjax.data.pipeline import make_batches
 
   with told(), contextlib.closing(make_batches(config, split="train")) as batches:
-    return next(batches)
+    found = list(itertools.islice(batches, count))
+  return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
 
 
 def tell(batches):

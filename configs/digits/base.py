@@ -19,10 +19,10 @@ VQ_LENGTH = 36  # 6 x 6
 
 VISION = dict(width=64, depth=3, heads=4, mlp=192, image=IMAGE, patch=4)
 TEXT = dict(vocab=TEXT_ROWS, width=64, depth=2, heads=4, mlp=192, length=32)
-LLM = dict(vocab=TEXT_ROWS, width=128, depth=4, heads=2, kv_heads=1, head_dim=64, mlp=384)
+LLM = dict(vocab=TEXT_ROWS, width=128, depth=4, heads=8, kv_heads=2, head_dim=16, mlp=384)
 TA_TOK = dict(
   encoder=VISION,
-  decoder=dict(depth=2, heads=2, mlp=192, positions=64),
+  decoder=dict(depth=2, heads=4, mlp=192, positions=64),
   codes=CODES,
   width=LLM["width"],
 )

@@ -13,6 +13,6 @@ def get_config(variant="full"):
   del config.widen, config.ta_tok
   config.init = {"": "../mllm"}
   if variant != "smoke":
-    config.update(steps=300)
+    config.update(steps=200)
   config.optim.lr = 1e-3
   return config

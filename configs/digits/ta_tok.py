@@ -31,8 +31,7 @@ def get_config(variant="full"):
     metric="l2",
     direction="largest",
     scale=16.0,  # Adam moves W by lr a step whatever the rows' length: longer ones follow sooner
-    fit=True,
-    match=1.0,
+    fit=16,
   )
   config.data = dict(
     sources=[dict(name="digits", task="image", weight=1.0)], format="images", size=base.IMAGE

@@ -28,7 +28,7 @@ class Task(Protocol):
       frozen: the same, with `config.frozen`.
       load: `load(spec, frozen=False)` -> tree of another run, see `checkpoint.open_tree`.
       workdir: the directory of this run.
-      batch: `batch()` -> the first global batch, numpy arrays.
+      batch: `batch(n)` -> the first n global batches in one, numpy arrays.
 
     Returns:
       (params, frozen) with the same names and shapes; what is new may be numpy arrays, or arrays

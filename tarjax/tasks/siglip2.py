@@ -21,20 +21,33 @@ from tarjax import losses
 from tarjax.models.layers import Linear, lecun
 from tarjax.models.siglip2 import Siglip2, TextConfig, VisionConfig, unit
 from tarjax.models.ta_tok import pool
+from tarjax.sharding import named
 from tarjax.tasks.inputs import pixels
 
-POOL, ENERGY, CENTRE = 2, 0.01, 0.25
+POOL, ENERGY, CENTRE, SHARP = 2, 0.01, 0.25, 10.0
 
 
 class ReadOut(nn.Module):
-  """float[b l d] -> float[b l c], linear."""
+  """States float[b l d] of unit length -> pixels float[b l c], linear, and logits float[b l n].
 
-  width: int
+  A logit is SHARP times the cosine to the name's vector, so that a state that tells two names
+  apart lies far from one to the other, and a quantiser keeps it there.
+  """
+
+  pixels: int
+  names: int
 
   @nn.compact
   def __call__(self, x):
-    shape, axes = (x.shape[-1], self.width), ("embed", "channels")
-    return Linear("bld,dc->blc", shape, axes, bias=True, init=lecun, name="linear")(x)
+    shape, axes = (x.shape[-1], self.pixels), ("embed", "channels")
+    make: Any = {"bias": True, "init": lecun, "name": "linear"}
+    read = Linear("bld,dc->blc", shape, axes, **make)(x * x.shape[-1] ** 0.5)
+    if not self.names:
+      return read, None
+    init = named(lecun, "channels", "embed")
+    vectors = self.param("names", init, (self.names, x.shape[-1]), jnp.float32)
+    bias = self.param("bias", named(nn.initializers.zeros, "channels"), (self.names,))
+    return read, SHARP * x @ unit(vectors).T + bias
 
 
 class Task:
@@ -50,7 +63,7 @@ class Task:
     self.naming = dict(config.get("naming", {}))
     self.parts = (self.vision.grid // POOL) ** 2  # blocks of a picture
     self.pixels = (POOL * self.vision.patch) ** 2 * self.vision.channels
-    self.read_out: Any = ReadOut(self.pixels + sum(self.naming.get("names", ())))
+    self.read_out: Any = ReadOut(self.pixels, sum(self.naming.get("names", ())))
     if self.naming and not self.dense:
       raise ValueError("config.naming needs config.dense: both are read off the same states")
 
@@ -86,22 +99,20 @@ class Task:
     right = jnp.diagonal(logits) >= logits.max(1)  # a repeated caption is no mistake
     metrics = {"retrieval": right.mean(), "logit_scale": scale, "logit_bias": bias}
     if self.dense:
-      hidden = unit(pool(states[-2], POOL)) * self.vision.width**0.5  # [b l d]
-      read = self.read_out.apply({"params": params["dense"]}, hidden)
-      metrics["dense"] = losses.mse(
-        read[..., : self.pixels], blocks(images, POOL * self.vision.patch)
-      )
+      hidden = unit(pool(states[-2], POOL))  # [b l d]
+      read, logits = self.read_out.apply({"params": params["dense"]}, hidden)
+      metrics["dense"] = losses.mse(read, blocks(images, POOL * self.vision.patch))
       metrics["energy"] = jnp.square(states[-2]).mean()
       metrics["centre"] = jnp.square(states[-2].mean((0, 1))).mean()
       held = ENERGY * metrics["energy"] + CENTRE * metrics["centre"]
       loss += self.dense * (metrics["dense"] + held)
       if self.naming:
-        metrics |= named(read[..., self.pixels :], batch["regions"], self.naming["names"])
+        metrics |= naming(logits, batch["regions"], self.naming["names"])
         loss += self.naming["weight"] * metrics["naming"]
     return loss, metrics
 
 
-def named(logits, regions, names):
+def naming(logits, regions, names):
   """Cross-entropy of logits float[b l sum(names)], and how often what stands there is named right.
 
   Args:

@@ -8,6 +8,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,9 @@ from tarjax.models.ta_tok import SCALES, TaTok, TaTokConfig, pool
 from tarjax.models.vq import select_codebook
 from tarjax.sharding import replicated
 from tarjax.tasks.inputs import draw_scale, pixels
+from tarjax.tasks.least_squares import directions, follow, solve
+
+FIT_PICTURES, FIT_TOKENS, FIT_ROUNDS = 512, 20_000, 15
 
 
 class Task:
@@ -30,8 +34,6 @@ class Task:
     encoder = self.net.encoder
     self.teacher: Any = VisionTower(encoder, blocks=self.net.blocks, post_norm=False, head=False)
     self.beta = config.get("beta", 1.0)
-    self.match = config.get("codebook", {}).get("match", 0.0)
-    self.couples = "config.codebook.match compares moments of the batch" if self.match else ""
 
   def _images(self):
     side = self.net.encoder.image
@@ -50,8 +52,8 @@ class Task:
   def start(self, params, frozen, load, workdir, batch):
     """Chooses E's rows among the LLM's embeddings (paper Sec. 3.1) and records which they are.
 
-    With `config.codebook.fit`, W and b start where E W + b has the mean and covariance of what
-    the first batch would quantise, so that all codes are within reach.
+    With `config.codebook.fit`, the bottleneck starts at a least-squares fit of that many
+    directions of the teacher's features, see `tasks.least_squares`.
     """
     choice = self.config.codebook
     table = np.asarray(load(choice.llm)["embed"]["embedding"], np.float32)
@@ -60,29 +62,55 @@ class Task:
     )
     np.save(Path(workdir) / "selected_token_ids.npy", ids)
     frozen = dict(frozen, embedding=table[ids] * choice.get("scale", 1.0))
-    if choice.get("fit", False):
-      kernel, bias = match_moments(frozen["embedding"], self._unquantised(params, frozen, batch()))
-      proj = {"kernel": kernel, "bias": bias}
-      params = dict(params, quantizer=dict(params["quantizer"], proj=proj))
+    if choice.get("fit", 0):
+      images = batch(-(-FIT_PICTURES // self.config.batch))["image"]
+      params = self._fitted(dict(params), frozen, images, choice.fit)
     return params, frozen
 
-  def _unquantised(self, params, frozen, batch):
-    """What the quantiser is given for a batch, at all scales: float32[t w]."""
-
-    def project(model, images):
-      features = model.features(images)
-      z = [model.project(features, s).reshape(-1, self.net.width) for s in SCALES]
-      return jnp.concatenate(z)
-
+  def _fitted(self, params, frozen, images, count: int):
+    """The bottleneck and the decoder's last layer, solved for on uint8[n y x 3]."""
+    if self.net.l2_normalized:
+      raise ValueError("config.codebook.fit is for codes of any length, not for l2_normalized")
     mesh = jax.tree.leaves(params)[0].sharding.mesh
 
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def unquantised(params, frozen, images):
-      whole = {"params": merge(params, frozen)}
-      z = self.model.apply(whole, pixels(images), method=project)
-      return unit(z) if self.net.l2_normalized else z
+    def read(function):
+      """`function` of the model, the images and a scale, for tokens drawn by config.scales."""
 
-    return np.asarray(unquantised(params, frozen, batch["image"]))
+      @functools.partial(jax.jit, out_shardings=replicated(mesh))
+      def run(params, frozen, images):
+        whole = {"params": merge(params, frozen)}
+        of = functools.partial(self.model.apply, whole, pixels(images), method=function)
+        return {s: of(scale=s) for s in SCALES}
+
+      parts = [run(params, frozen, part) for part in np.array_split(images, 8)]
+      rng, drawn = np.random.default_rng(0), []
+      for scale, weight in sorted(self.config.scales.items()):
+        x = np.concatenate([np.asarray(part[int(scale)]) for part in parts])
+        x = x.reshape(-1, x.shape[-1])
+        share = weight / sum(self.config.scales.values())
+        drawn.append(x[rng.integers(len(x), size=int(share * FIT_TOKENS))])
+      return np.concatenate(drawn)
+
+    def inputs(model, images, scale):
+      return nn.tanh(model.encode_task(pool(model.features(images), scale)))
+
+    def outputs(model, images, scale):
+      quant = model.quantize(model.features(images), scale)["quant"]
+      return nn.tanh(model.decode_task1(model.decoder(model.out_linear(quant))[0]))
+
+    def wanted(model, images, scale):
+      return unit(pool(model.features(images), scale))
+
+    target, x = read(wanted), read(inputs)
+    kernel, bias = solve(x, directions(target, count, self.net.width))
+    params["in_linear"] = {"kernel": kernel, "bias": bias}
+    kernel, bias = follow(frozen["embedding"], (x @ kernel + bias)[:, :count], FIT_ROUNDS)
+    rest = self.net.width - count
+    proj = {"kernel": np.pad(kernel, ((0, 0), (0, rest))), "bias": np.pad(bias, (0, rest))}
+    params["quantizer"] = dict(params["quantizer"], proj=proj)
+    kernel, bias = solve(read(outputs), target)
+    params["decode_task2"] = {"kernel": kernel, "bias": bias}
+    return params
 
   def static(self, step):
     return {"scale": draw_scale(self.config, step)}
@@ -96,9 +124,6 @@ class Task:
     target = pool(jax.lax.stop_gradient(target), scale)
     rec = losses.cosine_loss(out["rec"], target).mean()
     loss = rec + out["codebook_loss"] + self.beta * out["commit"]
-    if self.match:
-      book = self.model.apply({"params": whole}, method="codebook")
-      loss += self.match * moments_apart(book, out["z"].reshape(-1, self.net.width))
     metrics = {
       "rec_cosine": 1 - rec,
       "commit": out["commit"],
@@ -106,39 +131,6 @@ class Task:
       "codes": out["indices"],
     }
     return loss, metrics
-
-
-def match_moments(rows: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The map under which `rows` have the mean and covariance of `target`.
-
-  Args:
-    rows: float[e d].
-    target: float[t w].
-
-  Returns:
-    kernel float32[d w] and bias float32[w] of rows @ kernel + bias.
-  """
-  x, y = np.asarray(rows, np.float64), np.asarray(target, np.float64)
-  size, basis = np.linalg.eigh(np.cov(x.T))
-  whiten = basis / np.sqrt(np.maximum(size, 1e-6 * size.max()))
-  size, basis = np.linalg.eigh(np.cov(y.T))
-  colour = np.sqrt(np.maximum(size, 0))[:, None] * basis.T
-  kernel = whiten @ colour  # the largest directions of one to those of the other
-  bias = y.mean(0) - x.mean(0) @ kernel
-  return kernel.astype(np.float32), bias.astype(np.float32)
-
-
-def moments_apart(rows, target):
-  """How far float32[e d] is from float32[t d] in mean and covariance, relative to its variance.
-
-  The target is a constant; float32[].
-  """
-  target = jax.lax.stop_gradient(target)
-  mean = rows.mean(0) - target.mean(0)
-  x, y = rows - rows.mean(0), target - target.mean(0)
-  size = jnp.square(y).sum(-1).mean()
-  cov = (x.T @ x) / len(x) - (y.T @ y) / len(y)
-  return jnp.square(mean).sum() / size + jnp.square(cov).sum() / size**2
 
 
 def merge(params, frozen):

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tarjax.tasks.siglip2 import blocks, named
-from tarjax.tasks.ta_tok import match_moments, moments_apart
+from tarjax.tasks.siglip2 import blocks, naming
 from tarjax.tasks.vqvae import swap_places
 
 
@@ -24,20 +23,6 @@ def test_swapped_places_bring_their_pixels():
   np.testing.assert_array_equal(untouched, images)
 
 
-def test_matched_moments():
-  """The mapped rows have the target's mean and covariance, also when that is not of full rank."""
-  rng = np.random.default_rng(0)
-  rows = rng.normal(1.0, 0.1, (200, 6)) @ rng.normal(size=(6, 6))
-  target = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 6)) + 2
-  kernel, bias = match_moments(rows, target)
-  mapped = rows @ kernel + bias
-  np.testing.assert_allclose(mapped.mean(0), target.mean(0), atol=1e-4)
-  np.testing.assert_allclose(np.cov(mapped.T), np.cov(target.T), atol=1e-3)
-  near = float(moments_apart(jnp.asarray(mapped, jnp.float32), jnp.asarray(target, jnp.float32)))
-  far = float(moments_apart(jnp.asarray(rows, jnp.float32), jnp.asarray(target, jnp.float32)))
-  assert near < 1e-3 < 0.1 < far
-
-
 def test_blocks_are_whole_squares_in_raster_order():
   image = jnp.arange(5 * 7, dtype=jnp.float32).reshape(1, 5, 7, 1)
   cut = blocks(image, 2)
@@ -50,7 +35,7 @@ def test_naming():
   """The cross-entropies add up; right is what has every attribute right, where something stands."""
   regions = jnp.array([[[0, 0], [2, 1], [1, 1]]])
   logits = jnp.array([[[9.0, 0, 0, 9, 0], [0, 0, 9, 0, 9], [0, 9, 0, 9, 0]]])  # last colour wrong
-  metrics = named(logits, regions, (3, 2))
+  metrics = naming(logits, regions, (3, 2))
   surprise = [np.log(1 + 2 * np.exp(-9)), np.log(1 + np.exp(-9))]
   expected = surprise[0] + surprise[1] + 9 / 3
   np.testing.assert_allclose(metrics["naming"], expected, rtol=1e-5)
