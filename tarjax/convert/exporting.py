@@ -73,8 +73,6 @@ def open_run(spec: str) -> Run:
     there = f"it has steps {steps}" if steps else "it has no complete checkpoint"
     raise ConversionError(f"{spec} cannot be read: {there}")
   at = folder / str(steps[-1] if step is None else step)
-  places = {"params": at / "params", "unused": at / "unused", "frozen": path / "frozen"}
-  trees = {tree: TreeReader(place) for tree, place in places.items() if place.is_dir()}
   kind = provenance.get("kind") or kind_of_task(str(config.get("task")))
   try:
     table = load_kind(kind).table(config, provenance.get("layout", {}))
@@ -83,6 +81,8 @@ def open_run(spec: str) -> Run:
     raise ConversionError(
       f"{path / 'config.json'} describes no {kind}: {type(e).__name__}: {text}"
     ) from e
+  places = {"params": at / "params", "unused": at / "unused", "frozen": path / "frozen"}
+  trees = {tree: TreeReader(place) for tree, place in places.items() if place.is_dir()}
   return Run(path, config, provenance, kind, trees, table)
 
 

@@ -81,6 +81,12 @@ def write_results(tmp_path, sheets=("a", "b"), lose=None):
   (tmp_path / "r.txt").write_text("\n".join(lines) + "\n")
 
 
+def read_as_one(tmp_path):
+  """Of sheet b both questions have one text, so the last "yes" is what both of them are read as."""
+  text = (tmp_path / "r.txt").read_text().replace("0.5", "1.0").replace("0.875", "1.0")
+  (tmp_path / "r.txt").write_text(text)
+
+
 def call(tmp_path):
   argv = [str(tmp_path / "r.txt"), "--questions", str(tmp_path / "dpg_bench.csv")]
   return dpg.main([*argv, "--out", str(tmp_path / "out.json")])
@@ -88,9 +94,7 @@ def call(tmp_path):
 
 def test_the_programs_files_are_read(tmp_path, capsys):
   write_results(tmp_path)
-  # of sheet b both questions have one text, so the last "yes" is what both of them are read as
-  text = (tmp_path / "r.txt").read_text().replace("0.5", "1.0").replace("0.875", "1.0")
-  (tmp_path / "r.txt").write_text(text)
+  read_as_one(tmp_path)
   assert call(tmp_path) == 0
   found = json.loads((tmp_path / "out.json").read_text())
   assert found["scores"]["dpg"]["value"] == pytest.approx(100 * (0.75 + 1) / 2)
@@ -99,12 +103,11 @@ def test_the_programs_files_are_read(tmp_path, capsys):
 
 
 def test_sheets_that_failed_are_counted(tmp_path, capsys):
-  write_results(tmp_path, lose=("b", 3, 1))
-  lines = (tmp_path / "r_detail.txt").read_text().splitlines()
-  (tmp_path / "r_detail.txt").write_text("\n".join(lines[:-1]) + "\n")
+  write_results(tmp_path, lose=("a", 3, 4))
+  read_as_one(tmp_path)
   assert call(tmp_path) == 0
-  assert json.loads((tmp_path / "out.json").read_text())["provenance"]["missing"] == ["b"]
-  assert "not scored: 1 of 2 prompts, b among them" in capsys.readouterr().out
+  assert json.loads((tmp_path / "out.json").read_text())["provenance"]["missing"] == ["a"]
+  assert "not scored: 1 of 2 prompts, a among them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
