@@ -108,6 +108,7 @@ def averaged(opt, params):
 class RestartState(NamedTuple):
   step: Any  # int32[]
   use: Any  # float32[e], share of the recent steps in which a code was chosen
+  error: Any  # float32[e], mean square of its gradient
   inner: Any
 
 
@@ -116,8 +117,10 @@ def restart_dead_codes(inner, codes: int, until: int) -> optax.GradientTransform
 
   A plain vector quantiser that starts at random keeps a few percent of its codes (31 of 1,024 on
   the laptop). A code that nothing chose has a gradient of exactly zero, so use can be read off the
-  gradient. A dead row becomes a copy, with a little noise, of a row drawn in proportion to its
-  use: the two then share what the one stood for.
+  gradient. A dead row becomes a copy, with a little noise, of another: the two then share what the
+  one stood for. That other is drawn in proportion to the mean square of its gradient, which is that
+  of the error of all it stands for, as k-means++ draws centres. Drawn by use, rows that stand for
+  the ground of all pictures without any error would be split again and again.
 
   Args:
     inner: the optimizer of all parameters.
@@ -126,15 +129,19 @@ def restart_dead_codes(inner, codes: int, until: int) -> optax.GradientTransform
   """
 
   def init(params):
-    return RestartState(jnp.zeros((), jnp.int32), jnp.ones(codes), inner.init(params))
+    return RestartState(
+      jnp.zeros((), jnp.int32), jnp.ones(codes), jnp.ones(codes), inner.init(params)
+    )
 
   def update(updates, state, params=None):
-    chosen = (codebook(updates) != 0).any(1)  # still the gradient
+    gradient = codebook(updates)
+    chosen = (gradient != 0).any(1)
     updates, opt = inner.update(updates, state.inner, params)
     use = MEMORY * state.use + (1 - MEMORY) * chosen
+    error = MEMORY * state.error + (1 - MEMORY) * jnp.square(gradient).sum(1)
     dead = (use < DEAD) & (state.step < until)
     table, (draw, noise) = codebook(params), jax.random.split(jax.random.key(state.step))
-    weights = jnp.log(jnp.where(dead, 0.0, use))
+    weights = jnp.log(jnp.where(dead, 0.0, error))
     model = table[jax.random.categorical(draw, weights, shape=(codes,))]  # [e d]
     length = jnp.linalg.norm(model, axis=1, keepdims=True) / table.shape[1] ** 0.5
     moved = model + APART * length * jax.random.normal(noise, table.shape)
@@ -143,7 +150,8 @@ def restart_dead_codes(inner, codes: int, until: int) -> optax.GradientTransform
       return jnp.where(dead[:, None], moved - table, x) if is_codebook(path) else x
 
     updates = jax.tree_util.tree_map_with_path(replace, updates)
-    return updates, RestartState(state.step + 1, jnp.where(dead, 1.0, use), opt)
+    fresh = jnp.where(dead, 1.0, use), jnp.where(dead, 0.0, error)
+    return updates, RestartState(state.step + 1, *fresh, opt)
 
   def is_codebook(path) -> bool:
     return path[-1].key == "codebook"

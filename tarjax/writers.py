@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -92,9 +93,27 @@ def _open_wandb(workdir: Path, project: str, config: dict | None):
   )
 
 
-def _open_board(workdir: Path, start: int):
-  from tensorboardX import SummaryWriter  # slow to import: done here, while the step compiles
+def _summary_writer() -> Any:
+  """TensorBoard's writer, imported without torch.
 
+  Where torch is installed, tensorboardX imports it, for seconds in which other threads that ask
+  whether it is there (etils does) find half of it.
+  """
+  hidden = "torch" not in sys.modules
+  if hidden:
+    sys.modules["torch"] = cast(Any, None)
+  try:
+    from tensorboardX import SummaryWriter
+  finally:
+    if hidden:
+      del sys.modules["torch"]
+  return SummaryWriter
+
+
+SummaryWriter = _summary_writer()  # before any thread is started
+
+
+def _open_board(workdir: Path, start: int):
   return SummaryWriter(str(workdir), purge_step=start + 1)
 
 

@@ -33,6 +33,7 @@ VQVAE = dict(
   latent=32,
   codes=VQ_CODES,
   code_width=8,
+  l2_normalized=False,
   groups=4,
 )
 AR_DTOK = dict(

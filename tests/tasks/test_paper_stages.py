@@ -40,7 +40,9 @@ def run(home, name, stage, **changes):
 
 def on_one_device(monkeypatch):
   make = sharding.make_mesh
-  monkeypatch.setattr(sharding, "make_mesh", lambda sizes, devices=None: make({}, jax.devices()[:1]))
+  monkeypatch.setattr(
+    sharding, "make_mesh", lambda sizes, devices=None: make({}, jax.devices()[:1])
+  )
 
 
 def assert_alike(a, b, rtol):
