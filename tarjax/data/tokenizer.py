@@ -3,7 +3,8 @@ r"""A small byte-level BPE in Qwen2.5's form, and the image words added to any t
   python -m tarjax.data.tokenizer DIR [OUT CODES]
 
 The tokenizer has Qwen2.5's pre-tokenizer, its 22 added tokens in its order, and its chat frame, so
-that whatever works with it works with the real one. It is trained on `digits.text_documents`.
+that whatever works with it works with the real one. It is trained on `digits.text_documents`, and
+on the words of the chat frame, which then take one token each.
 """
 
 import json
@@ -41,6 +42,7 @@ CHAT = (
   "{%- endfor -%}"
   "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
+FRAME = "system\nYou are a helpful assistant.\nuser\nassistant\n"
 SETTINGS = {
   "tokenizer_class": "PreTrainedTokenizerFast",
   "eos_token": "<|im_end|>",
@@ -88,7 +90,7 @@ def build_tokenizer(
     show_progress=False,
   )
   texts = digits.text_documents() if documents is None else documents
-  tokenizer.train_from_iterator(texts, trainer)
+  tokenizer.train_from_iterator([*texts, *[FRAME] * (len(texts) // 10)], trainer)
   if tokenizer.get_vocab_size() != vocab_size:
     raise ValueError(
       f"the documents give {tokenizer.get_vocab_size()} BPE entries, fewer than {vocab_size}"

@@ -103,3 +103,9 @@ def test_mistakes_are_refused(plain, full, tmp_path):
     lib.add_image_tokens(full, tmp_path / "out", 4)
   with pytest.raises(ValueError, match="holds another tokenizer"):
     lib.add_image_tokens(plain, full, 4)
+
+
+def test_the_words_of_the_chat_frame_are_whole(plain):
+  tok = tokenizers.Tokenizer.from_file(str(plain / "tokenizer.json"))
+  for text in ("system", "user", "assistant", "You", " are", " helpful"):
+    assert len(tok.encode(text, add_special_tokens=False).ids) == 1, text
