@@ -72,7 +72,7 @@ class Writer:
   def _close(self) -> None:
     with contextlib.suppress(OSError):
       self.file.close()
-    self.pool.submit(lambda: self.board.result().close())
+    self.pool.submit(_close_board, self.board)  # this one: a rewind opens another before it runs
 
   def close(self) -> None:
     if self.on:
@@ -115,6 +115,10 @@ SummaryWriter = _summary_writer()  # before any thread is started
 
 def _open_board(workdir: Path, start: int):
   return SummaryWriter(str(workdir), purge_step=start + 1)
+
+
+def _close_board(board) -> None:
+  board.result().close()
 
 
 def _write_board(board, step: int, values: dict[str, float]) -> None:
