@@ -9,12 +9,12 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("ar_dtok", steps=6000, batch=8, lr=3e-3, warmup=60)
+  config = base.get_config("ar_dtok", steps=7600, batch=8, lr=3e-3, warmup=60)
   config.optim.weight_decay = 0.05
   config.model = dict(base.AR_DTOK)
   config.ta_tok = dict(base.TA_TOK)
   config.ta_tok_from = "../ta_tok"
-  config.scales = {"1": 1.0, "2": 4.0, "3": 1.0}
+  config.scales = {"1": 1.0, "2": 14.0, "3": 1.0}
   config.data = dict(
     sources=[
       dict(name="records", path="../encoded/t2i", weight=5.0),

@@ -1,4 +1,4 @@
-"""Supervised finetuning of the Tar MLLM: the same mixture at a lower rate, from its last weights.
+"""Supervised finetuning of the Tar MLLM: questions and prompts alone, from its last weights.
 
   python -m tarjax.train --config=configs/digits/sft.py --workdir=runs/digits/sft
 
@@ -13,6 +13,9 @@ def get_config(variant="full"):
   del config.widen, config.ta_tok
   config.init = {"": "../mllm"}
   if variant != "smoke":
-    config.update(steps=200)
-  config.optim.lr = 1e-3
+    config.update(steps=5200)
+  config.data.sources = [
+    dict(name="records", path="../encoded/i2t", weight=2.0),
+    dict(name="records", path="../encoded/t2i", weight=3.0),
+  ]
   return config

@@ -9,7 +9,7 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("siglip2", steps=4000, batch=16, lr=6e-3, warmup=30)
+  config = base.get_config("siglip2", steps=3200, batch=16, lr=6e-3, warmup=30)
   config.dense = 60.0
   config.naming = dict(weight=6.0, names=(11, 7))  # nothing and ten digits, nothing and six inks
   config.model = dict(vision=base.VISION, text=base.TEXT)

@@ -14,9 +14,11 @@ import numpy as np
 
 SIDE = 48
 SIZES = (14, 22)  # side of an upsampled scan in pixels, both ends included
-MARGIN = 1  # free pixels along the border, and on either side of a cut between two digits
+DOUBLED = 16  # most scans are shown with twice their pixels: two by two visual words of scale 2
+OTHERS = 0.1  # share of scans of any other size
+GAP = 2  # free pixels between two digits, at least
 STEP = 8  # glyphs stand on a lattice of this many pixels: one phase per visual word of scale 2
-CUTS = (16, 24, 32)  # where a canvas may be parted
+CUTS = (24, 32)  # where a canvas may be parted
 MOST = 4  # digits in one scene
 SPLITS = ("train", "test")
 RELATIONS = ("left", "right", "above", "below")
@@ -149,8 +151,8 @@ def draw_scene(
 
 
 def _cells(rng: random.Random, count: int, vertical: bool) -> list[tuple[int, int, int, int]]:
-  """Cuts the canvas into `count` cells (x0, y0, x1, y1), each wide enough for the least size."""
-  box = (MARGIN, MARGIN, SIDE - MARGIN, SIDE - MARGIN)
+  """Cuts the canvas into `count` cells (x0, y0, x1, y1), each wide enough for a doubled scan."""
+  box = (0, 0, SIDE, SIDE)
   if count == 1:
     return [box]
   if count == 2:
@@ -164,14 +166,16 @@ def _cells(rng: random.Random, count: int, vertical: bool) -> list[tuple[int, in
 def _cut(box: tuple[int, int, int, int], vertical: bool, at: int) -> list:
   x0, y0, x1, y1 = box
   if vertical:
-    return [(x0, y0, at - MARGIN, y1), (at + MARGIN, y0, x1, y1)]
-  return [(x0, y0, x1, at - MARGIN), (x0, at + MARGIN, x1, y1)]
+    return [(x0, y0, at - GAP, y1), (at, y0, x1, y1)]
+  return [(x0, y0, x1, at - GAP), (x0, at, x1, y1)]
 
 
 def _spot(rng: random.Random, cell: tuple[int, int, int, int]) -> tuple[int, int, int]:
   """A square (x, y, size) anywhere on the cell's lattice."""
   x0, y0, x1, y1 = cell
-  size = rng.randint(SIZES[0], min(SIZES[1], x1 - x0, y1 - y0))
+  size = DOUBLED
+  if rng.random() < OTHERS:
+    size = rng.randint(SIZES[0], min(SIZES[1], x1 - x0, y1 - y0))
   return (
     rng.choice(range(x0, x1 - size + 1, STEP)),
     rng.choice(range(y0, y1 - size + 1, STEP)),
@@ -184,9 +188,9 @@ def _align(rng: random.Random, a: tuple, b: tuple, vertical: bool) -> tuple[int,
   along, across = (0, 1) if vertical else (1, 0)
   apart = b[along] + b[2] / 2 - a[along] - a[2] / 2
   middle = a[across] + (a[2] - b[2]) / 2
-  low = max(MARGIN, int(np.ceil(middle - apart / STEEP)))
-  high = min(SIDE - MARGIN - b[2], int(np.floor(middle + apart / STEEP)))
-  places = [p for p in range(MARGIN, high + 1, STEP) if p >= low]
+  low = max(0, int(np.ceil(middle - apart / STEEP)))
+  high = min(SIDE - b[2], int(np.floor(middle + apart / STEEP)))
+  places = [p for p in range(0, high + 1, STEP) if p >= low]
   place = b[across] if b[across] in places else rng.choice(places)
   return (b[0], place, b[2]) if vertical else (place, b[1], b[2])
 
@@ -197,10 +201,9 @@ def vary(rng: random.Random, scene: Scene, split: str = "train") -> Scene:
   for i, glyph in enumerate(glyphs):
     others = [k for k in scans_of(glyph.label, split) if k != glyph.scan]
     x, y = (at + rng.choice((-STEP, 0, 0, STEP)) for at in (glyph.x, glyph.y))
-    size = min(max(glyph.size + rng.randint(-2, 2), SIZES[0]), SIZES[1])
-    moved = dataclasses.replace(glyph, scan=rng.choice(others), x=x, y=y, size=size)
+    moved = dataclasses.replace(glyph, scan=rng.choice(others), x=x, y=y)
     rest = glyphs[:i] + glyphs[i + 1 :]
-    fits = min(x, y) >= MARGIN and max(x, y) + size <= SIDE - MARGIN
+    fits = min(x, y) >= 0 and max(x, y) + glyph.size <= SIDE
     kept = all(relation(moved, other) == relation(glyph, other) for other in rest)
     if not (fits and kept) or any(touches(moved, other) for other in rest):
       moved = dataclasses.replace(glyph, scan=moved.scan)
@@ -227,9 +230,9 @@ def regions(scene: Scene, side: int) -> np.ndarray:
 
 
 def touches(a: Glyph, b: Glyph) -> bool:
-  """Whether two squares are closer than the two free pixels that every scene keeps."""
-  apart_x = a.x + a.size + 2 * MARGIN <= b.x or b.x + b.size + 2 * MARGIN <= a.x
-  apart_y = a.y + a.size + 2 * MARGIN <= b.y or b.y + b.size + 2 * MARGIN <= a.y
+  """Whether two squares are closer than the free pixels that every scene keeps."""
+  apart_x = a.x + a.size + GAP <= b.x or b.x + b.size + GAP <= a.x
+  apart_y = a.y + a.size + GAP <= b.y or b.y + b.size + GAP <= a.y
   return not (apart_x or apart_y)
 
 

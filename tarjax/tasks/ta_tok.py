@@ -99,7 +99,8 @@ class Task:
       return nn.tanh(model.decode_task1(model.decoder(model.out_linear(quant))[0]))
 
     def wanted(model, images, scale):
-      return unit(pool(model.features(images), scale))
+      x = unit(pool(model.features(images), scale))
+      return x * x.shape[-1] ** 0.5  # of the size that a de-tokenizer's positions have
 
     target, x = read(wanted), read(inputs)
     kernel, bias = solve(x, directions(target, count, self.net.width))

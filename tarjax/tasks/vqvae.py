@@ -18,7 +18,7 @@ from tarjax import losses
 from tarjax.models.vqvae import VqVae, VqVaeConfig
 from tarjax.tasks.inputs import pixels
 
-LOCAL = 0.3
+LOCAL = 1.0
 
 
 class Task:

@@ -8,9 +8,11 @@ import pytest
 
 from tarjax.data.scenes import (
   COLOURS,
+  DOUBLED,
   GROUND,
   RELATIONS,
   SIDE,
+  SIZES,
   STEP,
   Scene,
   draw_scene,
@@ -36,9 +38,15 @@ def test_glyphs_stay_inside_and_apart(count):
   for scene in some(count):
     for i, g in enumerate(scene.glyphs):
       assert 14 <= g.size <= 22
-      assert (g.x - 1) % STEP == 0 and (g.y - 1) % STEP == 0
-      assert min(g.x, g.y) >= 1 and max(g.x, g.y) + g.size <= SIDE - 1
+      assert g.x % STEP == 0 and g.y % STEP == 0
+      assert min(g.x, g.y) >= 0 and max(g.x, g.y) + g.size <= SIDE
       assert not any(touches(g, other) for other in scene.glyphs[:i])
+
+
+def test_most_scans_are_doubled_and_the_others_have_every_size():
+  sizes = [g.size for scene in some(1, n=3000) for g in scene.glyphs]
+  assert set(sizes) == set(range(SIZES[0], SIZES[1] + 1))
+  assert 0.88 < np.mean([size == DOUBLED for size in sizes]) < 0.94
 
 
 @pytest.mark.parametrize("where", RELATIONS)
@@ -93,7 +101,7 @@ def test_varied_scene_keeps_labels_colours_and_relations_but_no_scan():
     assert relation(*other.glyphs) == relation(*scene.glyphs)
     for a, b in zip(scene.glyphs, other.glyphs, strict=True):
       assert (a.label, a.colour) == (b.label, b.colour) and a.scan != b.scan
-      assert abs(a.size - b.size) <= 2 and {abs(a.x - b.x), abs(a.y - b.y)} <= {0, STEP}
+      assert a.size == b.size and {abs(a.x - b.x), abs(a.y - b.y)} <= {0, STEP}
       moved += (a.x, a.y) != (b.x, b.y)
   assert moved > 25
 
