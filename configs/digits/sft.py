@@ -15,7 +15,7 @@ def get_config(variant="full"):
   if variant != "smoke":
     config.update(steps=5200)
   config.data.sources = [
-    dict(name="records", path="../encoded/i2t", weight=2.0),
-    dict(name="records", path="../encoded/t2i", weight=3.0),
+    dict(name="records", path="../encoded/i2t", weight=3.0),
+    dict(name="records", path="../encoded/t2i", weight=7.0),
   ]
   return config

@@ -5,7 +5,7 @@
 function of (task, split, seed, i). `t2i_prompts` and `i2t_questions` are the evaluation sets.
 
     t2i      "a red three left of a blue seven" -> <image>
-    i2t      <image> and two to six questions -> short answers, or a caption
+    i2t      <image> and two to five questions -> short answers, or a caption
     i2i      "Generate an image similar to <image>" -> <image>
     ti2i     "<image> left of a blue seven" -> <image>
     text     questions about Python and about digits -> answers
@@ -33,9 +33,9 @@ COUNTS = (0.34, 0.64, 0.82, 1.0)  # cumulative shares of scenes with one to four
 ALIKE = 0.15  # share of scenes of several digits whose digits are all the same
 SCENE_PROMPTS = 0.06  # share of text-to-image prompts that are captions of three or four digits
 REGION = 8  # side of the squares whose contents "regions" of a caption names, in pixels
-SHARES = (1, 2, 3, 1, 3, 3)  # of the categories of prompts in training: more of what is hard
+SHARES = (1, 1, 2, 2, 2, 3)  # of the categories of prompts in training: more that name colours
 CAPTIONED = 0.15  # share of i2t records that ask for a caption
-ASKED = (*words.KINDS, "relation", "yesno", "yesno")  # the hard ones more often
+ASKED = (*words.KINDS, "yesno")  # an answer of one bit teaches least
 
 
 def record(turns: list[tuple[str, str]], images: list) -> dict:
@@ -73,7 +73,7 @@ def _i2t(rng: random.Random, split: str) -> dict:
     turns = [(rng.choice(words.DESCRIBE), words.caption(rng, scene))]
   else:
     kinds = rng.sample(ASKED, len(ASKED))
-    turns = [turn for kind in kinds if (turn := words.ask(rng, kind, scene))][: rng.randint(2, 6)]
+    turns = [turn for kind in kinds if (turn := words.ask(rng, kind, scene))][: rng.randint(2, 5)]
   turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
   return record(turns, [render(scene)])
 
