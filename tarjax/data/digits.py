@@ -62,7 +62,8 @@ def _t2i(rng: random.Random, split: str) -> dict:
   if rng.random() < SCENE_PROMPTS:
     scene = draw_any(rng, split, rng.choice((3, 4)))
     return record([(words.caption(rng, scene), "<image>")], [render(scene)])
-  prompt = words.draw_prompt(rng, *rng.choices(words.CATEGORIES, SHARES))
+  category = rng.choices(words.CATEGORIES, SHARES)[0]
+  prompt = words.draw_prompt(rng, category)
   scene = draw_scene(rng, prompt.objects, prompt.relation, split)
   return record([(prompt.text, "<image>")], [render(scene)]) | {"meta": prompt.as_dict()}
 
