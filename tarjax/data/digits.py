@@ -33,7 +33,7 @@ COUNTS = (0.34, 0.64, 0.82, 1.0)  # cumulative shares of scenes with one to four
 ALIKE = 0.15  # share of scenes of several digits whose digits are all the same
 SCENE_PROMPTS = 0.06  # share of text-to-image prompts that are captions of three or four digits
 REGION = 8  # side of the squares whose contents "regions" of a caption names, in pixels
-SHARES = (1, 1, 2, 2, 2, 3)  # of the categories of prompts in training: more that name colours
+SHARES = (1, 1, 2, 2, 2, 3)  # of the categories of prompts in training
 CAPTIONED = 0.15  # share of i2t records that ask for a caption
 ASKED = (*words.KINDS, "yesno")  # an answer of one bit teaches least
 
