@@ -125,7 +125,8 @@ def draw_scene(
   """Composes a scene of exactly these objects, (label, colour or None for any).
 
   Two objects always stand in an unambiguous relation; `where` chooses it for objects[0] as seen
-  from objects[1].
+  from objects[1]. Without it, objects stand in reading order: as one lists what one sees, and as a
+  model writes the visual words of it.
 
   Raises:
     ValueError: no objects or more than four, or a relation among other than two.
@@ -134,20 +135,24 @@ def draw_scene(
     raise ValueError(f"a scene has 1 to {MOST} digits, not {len(objects)}")
   if where is not None and (len(objects) != 2 or where not in RELATIONS):
     raise ValueError(f"relation {where!r} needs two objects and must be one of {list(RELATIONS)}")
-  if len(objects) == 2:
-    where = where or rng.choice(RELATIONS)
   vertical = where in ("left", "right") if where else rng.random() < 0.5
   spots = [_spot(rng, cell) for cell in _cells(rng, len(objects), vertical)]
-  if where:
+  if len(objects) == 2:
     spots[1] = _align(rng, spots[0], spots[1], vertical)
+  if where:
     spots = spots if where in ("left", "above") else spots[::-1]
   else:
-    rng.shuffle(spots)
+    spots.sort(key=reading)
   glyphs = []
   for (label, colour), (x, y, size) in zip(objects, spots, strict=True):
     colour = colour or rng.choice(tuple(COLOURS))
     glyphs.append(Glyph(label, colour, rng.choice(scans_of(label, split)), x, y, size))
   return Scene(tuple(glyphs))
+
+
+def reading(spot: tuple[int, int, int]) -> tuple[int, int]:
+  """The key that sorts squares (x, y, size) from the top, and in a row from the left."""
+  return spot[1], spot[0]
 
 
 def _cells(rng: random.Random, count: int, vertical: bool) -> list[tuple[int, int, int, int]]:

@@ -7,7 +7,7 @@ those of `tarjax.data.scenes`.
 import dataclasses
 import random
 
-from tarjax.data.scenes import COLOURS, DIGITS, RELATIONS, Glyph, Scene, relation
+from tarjax.data.scenes import COLOURS, DIGITS, RELATIONS, Glyph, Scene, reading, relation
 
 CATEGORIES = (
   "single_object",
@@ -119,8 +119,8 @@ def _counting(rng: random.Random, label: int) -> Prompt:
 
 
 def in_order(scene: Scene) -> list[Glyph]:
-  """Glyphs as one reads: the upper half from left to right, then the lower half."""
-  return sorted(scene.glyphs, key=lambda g: (g.cy >= 24, g.cx))
+  """Glyphs as one reads: from the top, and in a row from the left."""
+  return sorted(scene.glyphs, key=lambda g: reading((g.x, g.y, g.size)))
 
 
 def caption(rng: random.Random, scene: Scene) -> str:
