@@ -8,7 +8,8 @@ de-tokenizer to draw from. `config.dense` weighs a stand-in: a linear map reads 
 block of POOL x POOL patches off the hidden state that TA-Tok reads, pooled and of unit length; the
 state's mean square counts ENERGY times as much, or one constant vector grows to 90% of it.
 `config.naming` (weight, and the number of names of each attribute) stands in for the published
-one's captions of regions: linear maps name what stands in each block.
+one's captions of regions: linear maps name what stands in each block. Its `ground` weighs how far
+the states of blocks in which nothing stands lie from one another.
 """
 
 from typing import Any
@@ -108,7 +109,9 @@ class Task:
       loss += self.dense * (metrics["dense"] + held)
       if self.naming:
         metrics |= naming(logits, batch["regions"], self.naming["names"])
+        metrics["ground"] = spread(hidden, batch["regions"][..., 0] == 0)
         loss += self.naming["weight"] * metrics["naming"]
+        loss += self.naming.get("ground", 0.0) * metrics["ground"]
     return loss, metrics
 
 
@@ -126,6 +129,13 @@ def naming(logits, regions, names):
     loss += picked.mean()
     right &= part.argmax(-1) == regions[..., i]
   return {"naming": loss, "named": right.sum() / jnp.maximum(something.sum(), 1)}
+
+
+def spread(states, where):
+  """Mean squared distance of float[b l d] from their mean, among those that bool[b l] chooses."""
+  weight = where[..., None] / jnp.maximum(where.sum(), 1)
+  mean = (weight * states).sum((0, 1))
+  return (weight * jnp.square(states - mean)).sum()
 
 
 def blocks(images, side: int):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tarjax.tasks.siglip2 import blocks, naming
+from tarjax.tasks.siglip2 import blocks, naming, spread
 from tarjax.tasks.vqvae import swap_places
 
 
@@ -29,6 +29,15 @@ def test_blocks_are_whole_squares_in_raster_order():
   assert cut.shape == (1, 6, 4)
   np.testing.assert_array_equal(cut[0, 0], [0, 1, 7, 8])
   np.testing.assert_array_equal(cut[0, 4], [16, 17, 23, 24])
+
+
+def test_spread_is_of_the_chosen_states():
+  rng = np.random.default_rng(0)
+  states, where = rng.normal(size=(3, 5, 4)), rng.random((3, 5)) < 0.5
+  chosen = states[where]
+  expected = np.square(chosen - chosen.mean(0)).sum(-1).mean()
+  np.testing.assert_allclose(spread(jnp.asarray(states), jnp.asarray(where)), expected, rtol=1e-5)
+  assert spread(jnp.asarray(states), jnp.zeros_like(where)) == 0  # nothing is empty
 
 
 def test_naming():
