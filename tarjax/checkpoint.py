@@ -136,7 +136,9 @@ def read_config(run: str | Path) -> Any:
 
   try:
     return ConfigDict(back(json.loads(path.read_text())["config"]))
-  except (ValueError, KeyError, TypeError, RecursionError) as e:
+  except KeyError as e:
+    raise UserError(f"{run} is not a run: its config.json has no 'config'") from e
+  except (ValueError, TypeError, RecursionError) as e:
     raise UserError(f"{path} is damaged: {type(e).__name__}: {e}") from e
 
 

@@ -23,6 +23,7 @@ from tarjax.convert.kinds import kind_of_task, load_kind
 from tarjax.convert.plan import CONSTANT, Array, Made, Move, Table, plan_export, total
 from tarjax.convert.rules import ConversionError
 from tarjax.convert.store import TreeReader, ahead, bits, in_order
+from tarjax.convert.tensors import read_json
 
 SHARD = 5_000_000_000  # bytes of a safetensors file, at most; a larger tensor has its own
 # fmt: off
@@ -82,6 +83,8 @@ def open_run(spec: str) -> Run:
       f"{path / 'config.json'} describes no {kind}: {type(e).__name__}: {text}"
     ) from e
   places = {"params": at / "params", "unused": at / "unused", "frozen": path / "frozen"}
+  if not places["params"].is_dir():
+    raise ConversionError(f"{spec} is damaged: {places['params']} is missing")
   trees = {tree: TreeReader(place) for tree, place in places.items() if place.is_dir()}
   return Run(path, config, provenance, kind, trees, table)
 
@@ -198,6 +201,7 @@ def write_safetensors(run: Run, table: Table, made: Mapping[str, Made], path: Pa
 def write_around(run: Run, dtype: np.dtype, to: Path) -> None:
   """config.json and all that came beside the weights; of a trained run, what it started from."""
   origin = find_origin(run.path)
+  before = read_json(origin, "config.json") if origin else {}
   if origin:
     for file in sorted(origin.iterdir()):
       if not file.name.endswith(".index.json"):
@@ -207,7 +211,6 @@ def write_around(run: Run, dtype: np.dtype, to: Path) -> None:
   ):
     return
   path = to / "config.json"
-  before = json.loads(path.read_text()) if path.is_file() else {}
   after = before | load_kind(run.kind).around(run.config, run.layout)
   if load_kind(run.kind).FORMAT == "hf":
     after["torch_dtype"] = dtype.name

@@ -303,7 +303,8 @@ def plan_export(
     the tensors, and the names of those that are filled.
 
   Raises:
-    ConversionError: the complete list of parameters that are missing, of another shape, or left.
+    ConversionError: the complete list of parameters that are missing, of another shape, no
+      floats, or left.
   """
   pieces: dict[str, tuple[Move, tuple, np.dtype]] = {}
   problems, filled, used = [], [], set()
@@ -325,6 +326,9 @@ def plan_export(
     have = tuple(arrays[key].shape)
     if have[0 if layer is None else 1 :] != want or (home.layer or 0) >= (have or (1,))[0]:
       problems.append(f"{'/'.join(key)}: {have} in the run, {want} for {name}")
+      continue
+    if home.tree != "unused" and arrays[key].dtype not in FLOATS:
+      problems.append(f"{'/'.join(key)}: {arrays[key].dtype} in the run, no float for {name}")
       continue
     move = Move(None, None, home, fn)
     pieces[name] = (move, moved_shape(fn.back, want), np.dtype(arrays[key].dtype))

@@ -66,9 +66,12 @@ def select(llm: str, k: int, to: Path, metric: str, direction: str, candidates: 
   """
   run = open_kind(llm, "qwen2", "language model")
   count, width = run.arrays[WORDS].shape
-  first = candidates or bpe_entries(run) or run.config["words"]["text_rows"]
+  first = bpe_entries(run) or run.config["words"]["text_rows"] if candidates is None else candidates
   if not 0 < k <= first <= count:
-    raise ConversionError(f"{k} of {first} candidates, in a table of {count} rows: too many")
+    raise ConversionError(
+      f"k={k} of {first} candidates in a table of {count} rows: there must be 0 < k <= candidates "
+      "<= rows"
+    )
   with fresh(to, 8 * k) as partial:
     table = np.empty((first, width), run.arrays[WORDS].dtype)
     for start, rows in rows_of(run, WORDS):

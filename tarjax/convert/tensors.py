@@ -29,6 +29,7 @@ WHAT = {
   "torch": "a PyTorch pickle",
 }
 SINGLES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+PROTOCOLS = tuple(bytes((0x80, n)) for n in range(2, 6))  # how a pickle begins
 INDEXES = tuple(f"{name}.index.json" for name in SINGLES)
 
 
@@ -121,7 +122,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
   for name in SINGLES:
     if (folder / name).is_file():
       return [folder / name], None
-  files = sorted(f for f in folder.iterdir() if f.suffix in KINDS)
+  files = sorted(f for f in folder.iterdir() if f.suffix in KINDS and f.is_file())
   if len(files) == 1:
     return files, None
   there = ", ".join(f.name for f in files) or "no weights"
@@ -152,7 +153,7 @@ def kind_of(path: Path) -> str:
     raise ConversionError(f"{path} is empty")
   if head.startswith(b"version https://git-lfs"):
     raise ConversionError(f"{path} is a Git LFS pointer, not the weights themselves")
-  pickled = head[0] == 0x80 and head[1] in range(2, 6)  # or the length of a safetensors header
+  pickled = head[:2] in PROTOCOLS  # or the length of a safetensors header
   if head.startswith(b"PK"):
     with damage(path, "zip archive"), zipfile.ZipFile(path) as archive:
       kind = "npz" if all(n.endswith(".npy") for n in archive.namelist()) else "torch"

@@ -4,6 +4,7 @@ Rows: the tokenizer's words, <im_start>, <im_end>, <S0>, <S1>, <S2>, the visual 
 rules are those of `models/tar.py`; here they run on files, one table at a time.
 """
 
+import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,8 +66,12 @@ def init_tar(llm: str, ta_tok: str, to: Path, options: Options) -> str:
     ConversionError: runs that do not fit each other, or rules that do not fit them.
   """
   model, tok = open_kind(llm, "qwen2", "language model"), open_kind(ta_tok, "ta_tok", "TA-Tok")
-  if options.multiple < 1 or options.scale <= 0 or (options.text_rows or 1) < 1:
-    raise ConversionError("multiple, scale and text_rows must be positive")
+  positive = {"multiple": options.multiple, "scale": options.scale, "text_rows": options.text_rows}
+  for name, value in positive.items():
+    if value is not None and not 0 < value < math.inf:  # NaN is neither
+      raise ConversionError(f"{name}={value} must be a positive number")
+  if options.seed < 0:
+    raise ConversionError(f"seed={options.seed} must not be negative")
   if model.config["words"]["codes"]:
     raise ConversionError(f"{llm} has visual words already")
   net, tied = TaTokConfig(**tok.config["model"]), model.config["model"]["tied"]
@@ -184,7 +189,7 @@ def selected_ids(model: Run, tok: Run, net: TaTokConfig, options: Options) -> np
   except (ValueError, OSError, EOFError) as e:
     raise ConversionError(f"{path} is no file of token ids: {e}") from e
   limit = model.arrays[WORDS].shape[0]
-  fits = ids.shape == (net.codes,) and ids.dtype.kind == "i"
+  fits = isinstance(ids, np.ndarray) and ids.shape == (net.codes,) and ids.dtype.kind == "i"
   if not fits or ids.min() < NOWHERE or ids.max() >= limit:
     raise ConversionError(f"{path} does not hold {net.codes} token ids below {limit}")
   return ids

@@ -5,6 +5,7 @@ v only. Image words are ordinary rows of the embedding table, so nothing here kn
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -53,6 +54,8 @@ class Qwen2Config:
       raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
     if self.head_dim % 2:
       raise ValueError(f"head_dim={self.head_dim} is odd; rotary positions need an even one")
+    if not (0 < self.theta < math.inf and 0 <= self.eps < math.inf):  # NaN is neither
+      raise ValueError(f"theta={self.theta} and eps={self.eps} must be positive numbers")
 
 
 class Block(nn.Module):

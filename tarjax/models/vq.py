@@ -253,12 +253,15 @@ def mean_distances(rows: np.ndarray, metric: str = "l2", block: int = 4096) -> n
   blocks once, and adds up in float64.
 
   Raises:
-    ValueError: an unknown metric, or fewer than two rows.
+    ValueError: an unknown metric, fewer than two rows, or values that are not finite.
   """
   n = len(rows)
   if metric not in METRICS or n < 2:
     raise ValueError(f"mean distance by {metric!r} of {n} rows: metrics are {METRICS}, rows >= 2")
   cuts = [slice(i, i + block) for i in range(0, n, block)]
+  middle = sum(np.asarray(rows[cut], np.float64).sum(0) for cut in cuts) / n
+  if not np.isfinite(middle).all():  # asked here: XLA's maximum on CPU turns NaN into 0
+    raise ValueError("the table has values that are not finite; no distance means anything")
 
   def unit_rows(cut: slice) -> np.ndarray:
     x = np.asarray(rows[cut], np.float64)
@@ -268,7 +271,6 @@ def mean_distances(rows: np.ndarray, metric: str = "l2", block: int = 4096) -> n
     whole = sum(unit_rows(cut).sum(0) for cut in cuts)
     each = [x @ whole - np.square(x).sum(1) for x in map(unit_rows, cuts)]
     return 1 - np.concatenate(each) / (n - 1)
-  middle = sum(np.asarray(rows[cut], np.float64).sum(0) for cut in cuts) / n
 
   def centred(cut: slice) -> np.ndarray:  # distances stay, cancellation shrinks
     return np.asarray(rows[cut], np.float64) - middle

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import struct
 import zipfile
 
@@ -155,6 +156,12 @@ FOLDERS = {
     "tied, by its config": (config(tie_word_embeddings=True), "lm_head.weight differs"),
     "a scaled rope": (config(rope_scaling={"rope_type": "yarn"}, rope_parameters=None), "rope"),
     "another model": (config(model_type="siglip"), "embed_tokens"),
+    "no number": (config(rms_norm_eps=float("nan")), "eps=nan"),
+    "a negative wavelength": (config(rope_theta=-1), "theta=-1"),
+    "a gap before the visual words": (
+        config(image_start_tag_id=40, image_start_token_id=60, image_end_token_id=70), "60..70"),
+    "visual words end before they begin": (
+        config(image_start_tag_id=40, image_start_token_id=45, image_end_token_id=30), "45..30"),
 }
 # fmt: on
 
@@ -212,6 +219,7 @@ def put(name, value):
 # fmt: off
 PICKLES = {
     "cut short": (lambda p: p.write_bytes(p.read_bytes()[:-5000]), "damaged"),
+    "a single byte": (lambda p: p.write_bytes(b"\x80"), "is none of these"),
     "a bit is wrong": (flip, "checksum"),
     "code in it": (lambda p: torch.save({"model": Bomb()}, p), "exec"),
     "code in an old pickle": (old_pickle, "refused"),
@@ -307,12 +315,15 @@ def test_places(world, tmp_path, capsys):
   source, _ = world["single"]
   assert "does not exist" in refused(tmp_path / "nothing", [], tmp_path, capsys)
   (tmp_path / "empty").mkdir()
+  (tmp_path / "empty" / "model.safetensors").mkdir()  # by its name a file
   assert "no weights" in refused(tmp_path / "empty", [], tmp_path, capsys)
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "mine").write_text("precious")
   assert "exists already" in refused(source, [], tmp_path, capsys)
   assert make.run("export", tmp_path, "--to", tmp_path / "out") == 2
   assert "not a run" in capsys.readouterr().err
+  assert make.run("export", source, "--to", tmp_path / "out") == 2
+  assert "not a run: its config.json has no 'config'" in capsys.readouterr().err
   assert make.run("import", source, "--to", tmp_path / "ok") == 0
   assert make.run("export", tmp_path / "ok", "--to", tmp_path / "x", "--format", "torch") == 2
   assert "exported as hf" in capsys.readouterr().err
@@ -352,6 +363,32 @@ def test_a_damaged_run_is_told(world, tmp_path, capsys):
     (tmp_path / "run" / "config.json").write_text(text)
     assert make.run("export", tmp_path / "run", "--to", tmp_path / "out") == 2
     assert "config.json" in capsys.readouterr().err or text == '{"config": {}}'
+
+
+def numbers(run):
+  path = run / "checkpoints/0/params/norm.scale/.zarray"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "<i4"}))
+
+
+# fmt: off
+RUNS = {
+    "integers for a weight": (numbers, "norm/scale: int32"),
+    "an empty config of the original": (
+        lambda run: (run / "original/config.json").write_text(""), "config.json is not JSON"),
+    "no parameters": (
+        lambda run: shutil.rmtree(run / "checkpoints/0/params"), "checkpoints/0/params is missing"),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("damage", RUNS)
+def test_a_damaged_run_is_not_exported(world, damage, tmp_path, capsys):
+  assert make.run("import", world["single"][0], "--to", tmp_path / "run") == 0
+  change, said = RUNS[damage]
+  change(tmp_path / "run")
+  assert make.run("export", tmp_path / "run", "--to", tmp_path / "out") == 2
+  assert said in capsys.readouterr().err
+  assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_the_hub_without_a_network(tmp_path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """`convert init-tar`, `select-codebook` and `recover-selection`, against the in-memory rules."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -167,7 +168,10 @@ def test_a_mismatch_of_widths_is_told(world, tmp_path, capsys):
   [
     ({"--embed-init": "nearest"}, "none of codebook"),
     ({"--lm-head-init": "mean"}, "untied"),
-    ({"--multiple": "0"}, "positive"),
+    ({"--multiple": "0"}, "multiple=0"),
+    ({"--scale": "nan"}, "scale=nan"),
+    ({"--embed-init": "random", "--seed": "-1"}, "seed=-1"),
+    ({"--selected": "ids.npz", "--embed-init": "selected_rows"}, "does not hold 128 token ids"),
     ({"--text-rows": "9999"}, "do not fit"),
     ({"--embed-init": "selected_rows"}, "recover-selection"),
     ({"--selected": "none.npy", "--embed-init": "selected_rows"}, "none.npy"),
@@ -177,8 +181,9 @@ def test_a_mismatch_of_widths_is_told(world, tmp_path, capsys):
   ],
 )
 def test_what_does_not_fit_is_refused(world, change, said, tmp_path, capsys, monkeypatch):
-  root, _ = world
+  root, ids = world
   monkeypatch.chdir(root)
+  np.savez("ids.npz", ids=ids)
   given = {"--llm": "tied", "--ta-tok": "ta_tok", "--to": str(tmp_path / "tar")} | change
   assert make.run("init-tar", *(word for pair in given.items() for word in pair)) == 2
   err = capsys.readouterr().err
@@ -194,6 +199,22 @@ def test_select_codebook(world, metric, tmp_path):
   ids = np.load(tmp_path / metric / "selected_token_ids.npy")
   np.testing.assert_array_equal(ids, select_codebook(table[:BPE], 40, metric))
   assert f"40 of {BPE} rows" in said
+
+
+def test_what_cannot_be_selected(world, tmp_path, capsys):
+  root, _ = world
+  argv = ("select-codebook", "--to", tmp_path / "out", "--k", 8, "--llm")
+  assert make.run(*argv, root / "tied", "--candidates", 0) == 2
+  assert "k=8 of 0 candidates" in capsys.readouterr().err
+  folder = shutil.copytree(root / "hf_tied", tmp_path / "hf")
+  tensors = load_file(folder / "model.safetensors")
+  tensors["model.embed_tokens.weight"][3] = torch.nan
+  save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+  assert make.run("import", folder, "--to", tmp_path / "run") == 0
+  for metric in ("l2", "sqeuclidean", "cosine"):
+    assert make.run(*argv, tmp_path / "run", "--metric", metric) == 2
+    assert "not finite" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
 
 
 def test_recover_selection(world, tmp_path, capsys):

@@ -99,9 +99,10 @@ def recognise(source: Source, given: Mapping[str, Any]) -> Found:
     if found:
       return found
   names = list(source.tensors)
+  alone = ", and no config.json says more" if source.path.is_dir() and not source.config else ""
   raise ConversionError(
     f"{source.path} is no checkpoint of Tar: none of {', '.join(KINDS)} has "
-    f"{len(names)} tensors named like {names[0]}"
+    f"{len(names)} tensors named like {names[0]}{alone}"
   )
 
 

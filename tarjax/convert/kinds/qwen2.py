@@ -50,11 +50,16 @@ def words(folder: Path, config: Mapping[str, Any], model: Qwen2Config) -> dict[s
   """Rows in use: {"text_rows", "codes"}; a Tar says them in its config, and its tokenizer knows.
 
   Raises:
-    ConversionError: more words than the table has rows.
+    ConversionError: more words than the table has rows, or ids in another order than a Tar's.
   """
   if "image_start_tag_id" in config and "image_start_token_id" in config:
-    text = config["image_start_tag_id"]
-    codes = config["image_end_token_id"] - config["image_start_token_id"] + 1
+    text, first = config["image_start_tag_id"], config["image_start_token_id"]
+    codes = config["image_end_token_id"] - first + 1
+    if not text > 0 or first != text + MARKS or not codes > 0:
+      raise ConversionError(
+        f"{folder}: in its config the tags begin at {text} and the visual words are {first}.."
+        f"{first + codes - 1}; a Tar's begin {MARKS} rows after the tags"
+      )
   elif (folder / "tokenizer.json").is_file():
     text, codes = tokenizer_words(folder)
   else:
