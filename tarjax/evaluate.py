@@ -11,8 +11,8 @@ Stages whose run directories lie in the model's folder enter the report of `digi
 curves, time and memory. The benchmarks are read from DATA and answered greedily at scale 1; their
 answers are kept beside the results, in results.answers.jsonl, where --resume goes on. The pictures
 of GenEval and DPG-Bench go to results.geneval and results.dpg, for their judges:
-`tarjax.evals.geneval`, and ELLA's program, whose results `tarjax.evals.dpg` reads. --best_of N keeps
-of N candidates for each picture the one that the model itself judges best.
+`tarjax.evals.geneval`, and ELLA's program, whose results `tarjax.evals.dpg` reads. --best_of N
+keeps of N candidates for each picture the one that the model itself judges best.
 """
 
 import argparse

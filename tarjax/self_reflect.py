@@ -1,7 +1,7 @@
 """Self Reflect: the model judges its own pictures, and of several candidates the best is kept.
 
-A candidate's score is P(Yes) at the first word of the answer to `QUESTION`, the question that the
-judgement data of `tarjax.reflect` teach, where only "Yes" and "No" count. Each counts in three
+A candidate's score is P(Yes) at the first word of the answer to `fields.MATCHES`, the question that
+the judgement data of `tarjax.reflect` teach, where only "Yes" and "No" count. Each counts in three
 spellings (Yes, yes, YES) by their first tokens; a token is counted once.
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 
 from tarjax.config import UserError
 from tarjax.data import tokens
+from tarjax.data.fields import MATCHES
 from tarjax.pipeline import PROMPT_BUCKET, TarPipeline, batches
 
-QUESTION = 'Does this image match the prompt "{prompt}"? Answer yes or no.'
 FEEDS = ("ids", "reencoded")  # how a candidate is shown: as its words, or as its picture read again
 
 
@@ -37,7 +37,7 @@ def judge(
   prompts: Sequence[str],
   images: Sequence[Sequence[np.ndarray]] | None = None,
   *,
-  question: str = QUESTION,
+  question: str = MATCHES,
   scale: int | None = None,
 ) -> np.ndarray:
   """P(Yes) / (P(Yes) + P(No)) of each candidate for its prompt: float32[b].
@@ -81,7 +81,7 @@ def best_of(
   n: int,
   seeds: Sequence[int],
   feed: str = "ids",
-  question: str = QUESTION,
+  question: str = MATCHES,
   scale: int | None = None,
   detokenizer: str = "ar",
   **settings,
@@ -123,7 +123,7 @@ def best_of(
 
 def settings(n: int, feed: str) -> dict[str, Any]:
   """What a result that was chosen by `best_of` depends on."""
-  return {"best_of": n, "judge_feed": feed, "question": QUESTION}
+  return {"best_of": n, "judge_feed": feed, "question": MATCHES}
 
 
 def candidate_seeds(seed: int, n: int) -> list[int]:
