@@ -7,7 +7,8 @@
   python -m tarjax.train --config=configs/digits/sft_reflect.py --workdir=runs/digits/sft_reflect
 
 Starts from ../sft. With "mllm": "sft_reflect" in bundle.json, generate --best_of N uses it. 2 CPU
-cores.
+cores. One run, 240 prompts: .56 of single pictures are right, .69 of the best of 4 (ids fed), where
+a judge that knows would find .87; without this stage the best of 4 are no better than the first.
 """
 
 from configs.digits import sft
@@ -17,8 +18,8 @@ def get_config(variant="full"):
   config = sft.get_config(variant)
   config.init = {"": "../sft"}
   if variant != "smoke":
-    config.update(steps=1600)
-    config.optim.lr = 1e-3
+    config.update(steps=2600)
+    config.optim.lr = 5e-4
   config.data.sources = [
     *config.data.sources,
     dict(name="records", path="../reflect_words/data", weight=5.0),
