@@ -5,21 +5,23 @@
   python -m tarjax.train --config=configs/mllm.py:1p5b_pretrain \
       --workdir=runs/tar/mllm_1p5b_pretrain
 
-Variants: {1p5b, 7b}_{pretrain, sft}, and demo, the released demo run. Pretraining starts from
-../start_SIZE, a Qwen2.5 with rows for the visual words (at 7B, which is wider than the codebook,
-make it with --embed-init selected_rows), SFT from ../mllm_SIZE_pretrain. Pictures are read as the
-words of the frozen ../ta_tok, in ../SET/data with SET = i2t, t2i, i2i and ti2i (../sft_SET/data for
-SFT), which this makes:
+Variants: {1p5b, 7b}_{pretrain, sft, sft_reflect}, and demo, the released demo run. Pretraining
+starts from ../start_SIZE, a Qwen2.5 with rows for the visual words (at 7B, which is wider than the
+codebook, make it with --embed-init selected_rows), SFT from ../mllm_SIZE_pretrain. Pictures are
+read as the words of the frozen ../ta_tok, in ../SET/data with SET = i2t, t2i, i2i and ti2i
+(../sft_SET/data for SFT), which this makes:
 
   python -m tarjax.encode --config=configs/encode.py:parquet:/data/recap --workdir=runs/tar/i2t \
       --config.vqvae=
 
 Text is read from parquet files in ../data/text (../data/sft_text). Understanding, generation and
 text are mixed 2:2:1, and t2i, i2i and ti2i 4:1:1 within generation; demo mixes 2:4:1, and its
-generation is all t2i. A batch of 1,024 is 1,024 rows, each packed with whole samples up to 2,048
-tokens, where the reference pads one sample to that: the steps of Table 8 see its 100M samples more
-than once. Hardware: 64 TPU chips; `python -m tarjax.plan --config=configs/mllm.py:1p5b_pretrain
---topology=v5p:4x4x4` prints the memory of a chip and the hours.
+generation is all t2i. sft_reflect, the paper's SFT, gives the share of Self-Reflect-340K within
+understanding to judgements of drawn pictures (`tarjax.reflect`, encoded to ../sft_reflect); sft,
+the baseline of Table 10, has none. A batch of 1,024 is 1,024 rows, each packed with whole samples
+up to 2,048 tokens, where the reference pads one sample to that: the steps of Table 8 see its 100M
+samples more than once. Hardware: 64 TPU chips; for the memory of a chip and the hours:
+python -m tarjax.plan --config=configs/mllm.py:1p5b_pretrain --topology=v5p:4x4x4
 Paper: Tar-1.5B POPE 88.4, MME-P 1390, GQA 61.1, GenEval .76, DPG 82.96; Tar-7B POPE 87.8, MME-P
 1571, GQA 61.3, GenEval .84, DPG 84.19. The demo's model: MME-P 1328, MME-C 278.
 """
@@ -38,8 +40,10 @@ STAGES = {
   "sft":      dict(steps=15_625, batch=256,  lr=5e-5, warmup=468),
   "demo":     dict(steps=60_000, batch=64,   lr=5e-5, warmup=1_800),
 }
+STAGES["sft_reflect"] = STAGES["sft"]
 MIXTURE = {"i2t": 2.0, "t2i": 4 / 3, "i2i": 1 / 3, "ti2i": 1 / 3, "text": 1.0}
 DEMO_MIXTURE = {"i2t": 2.0, "t2i": 4.0, "text": 1.0}
+REFLECT = 340 / (665 + 558 + 118 + 340)  # of SFT's understanding (Table 7, thousands of samples)
 # fmt: on
 
 
@@ -47,14 +51,16 @@ def get_config(variant="1p5b_pretrain"):
   variant = {"demo": "1p5b_demo", "tiny": "tiny_pretrain"}.get(variant, variant)
   size, _, stage = variant.partition("_")
   config = base.get_config("mllm", **base.choose(stage, STAGES))
+  own = "sft_" if stage in ("sft", "sft_reflect") else ""
   config.model = dict(base.choose(size, SIZES), vocab=217_600, theta=1e6, eps=1e-6)
   config.model.update(dtype=base.COMPUTE, remat=REMAT[size])
   config.words = dict(text_rows=base.QWEN_WORDS, codes=base.TA_TOK["codes"])
-  config.init = {"": f"../mllm_{size}_pretrain" if stage == "sft" else f"../start_{size}"}
+  config.init = {"": f"../mllm_{size}_pretrain" if own else f"../start_{size}"}
   config.ta_tok_from = "../ta_tok"  # whose words the data must be
   config.loss_chunk = 512
-  own = "sft_" if stage == "sft" else ""
   mixture = DEMO_MIXTURE if stage == "demo" else MIXTURE
+  if stage == "sft_reflect":
+    mixture = MIXTURE | {"i2t": 2.0 * (1 - REFLECT), "reflect": 2.0 * REFLECT}
   sources = [
     dict(name="records", path=f"../{own}{task}/data", weight=weight)
     for task, weight in mixture.items()

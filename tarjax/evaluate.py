@@ -11,7 +11,8 @@ Stages whose run directories lie in the model's folder enter the report of `digi
 curves, time and memory. The benchmarks are read from DATA and answered greedily at scale 1; their
 answers are kept beside the results, in results.answers.jsonl, where --resume goes on. The pictures
 of GenEval and DPG-Bench go to results.geneval and results.dpg, for their judges:
-`tarjax.evals.geneval`, and ELLA's program, whose results `tarjax.evals.dpg` reads.
+`tarjax.evals.geneval`, and ELLA's program, whose results `tarjax.evals.dpg` reads. --best_of N
+keeps of N candidates for each picture the one that the model itself judges best.
 """
 
 import argparse
@@ -43,6 +44,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--report", help="HTML file to write")
   parser.add_argument("--batch", type=int, default=64, help="prompts at a time")
   parser.add_argument("--scale", type=int, help="of pictures: 1, 2 or 3; digits 2, benchmarks 1")
+  parser.add_argument("--best_of", type=int, help="candidates for each picture (Self Reflect)")
+  parser.add_argument("--judge_feed", default="ids", help="they are judged by ids or reencoded")
   digits = parser.add_argument_group("digits")
   digits.add_argument("--count", type=int, default=600, help="prompts, and questions")
   digits.add_argument("--seed", type=int, default=12345)
@@ -90,8 +93,10 @@ def check(args: argparse.Namespace, names: list[str]) -> None:
     raise UserError(f"--count must be at least 12, two prompts per category, not {args.count}")
   if args.scale not in (None, 1, 2, 3):
     raise UserError(f"scale must be 1, 2 or 3, not {args.scale}")
-  for flag, least in (("seed", 0), ("limit", 0), ("batch", 1)):
-    if getattr(args, flag) < least:
+  if args.judge_feed not in ("ids", "reencoded"):
+    raise UserError(f"--judge_feed must be ids or reencoded, not {args.judge_feed}")
+  for flag, least in (("seed", 0), ("limit", 0), ("batch", 1), ("best_of", 1)):
+    if getattr(args, flag) is not None and getattr(args, flag) < least:
       wrong = f"be at least {least}" if least else "not be negative"
       raise UserError(f"--{flag} must {wrong}, got {getattr(args, flag)}")
   if names != ["digits"] and not args.data:
@@ -114,6 +119,7 @@ def digits(args: argparse.Namespace, pipe, began: float) -> dict:
     seed=args.seed,
     scale=args.scale or 2,
     temperature=args.temperature,
+    draw=drawer(args, pipe),
   )
   scores = {"settings": settings(args, pipe)} | measure(evaluator, pipe)
   scores["stages"] = stages(Path(args.model)) | {"evaluate": spent(began, args.count)}
@@ -133,7 +139,24 @@ def settings(args: argparse.Namespace, pipe) -> dict:
   drawn = pipe.bundle["sampling"]["image"] | {"scale": args.scale or 2}
   if args.temperature is not None:
     drawn["temperature"] = args.temperature
+  drawn |= chosen_by(args)
   return {"prompts": args.count, "questions": args.count, "seed": args.seed} | drawn
+
+
+def drawer(args: argparse.Namespace, pipe):
+  """What keeps the best of several by the model's own judgement, or None."""
+  if args.best_of is None:
+    return None
+  from tarjax import self_reflect
+
+  return functools.partial(self_reflect.best_of, pipe, n=args.best_of, feed=args.judge_feed)
+
+
+def chosen_by(args: argparse.Namespace) -> dict:
+  """What --best_of adds to what pictures depend on."""
+  from tarjax import self_reflect
+
+  return self_reflect.settings(args.best_of, args.judge_feed) if args.best_of else {}
 
 
 def benchmarks(args: argparse.Namespace, pipe, tables: dict[str, Table], model: dict) -> dict:
@@ -175,8 +198,8 @@ def pictures(args: argparse.Namespace, pipe, jobs: dict[str, list], model: dict)
 
   sampling, scale = pipe.bundle["sampling"], args.scale or 1
   sampler = {"image": sampling["image"], "pixels": sampling.get("pixels", {}), "scale": scale}
-  how, found = {"sampler": sampler, "seeds": SEEDS}, {}
-  generate = functools.partial(pipe.generate, scale=scale)
+  how, found = {"sampler": sampler, "seeds": SEEDS} | chosen_by(args), {}
+  generate = functools.partial(drawer(args, pipe) or pipe.generate, scale=scale)
   for name, todo in jobs.items():
     folder = folder_of(args, name)
     drawing.claim(folder, model | how, args.resume)

@@ -4,13 +4,16 @@ python -m tarjax.generate --model runs/digits --out out.png \
   --prompt "a red three left of a blue seven"
 python -m tarjax.generate --model runs/digits --out out.png \
   --prompt "<image> left of a blue seven" --image in.png
+
+With --best_of N the model draws N candidates for each picture, is asked of each whether it shows
+the prompt, and keeps the likeliest; what it thought of all of them is in out.json, beside out.png.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from tarjax.config import UserError
+from tarjax.config import UserError, write_json
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -24,6 +27,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--detokenizer", default="ar", help="who paints: ar (AR-DTok) or dif")
   parser.add_argument("--num", type=int, default=1, help="pictures, side by side in the file")
+  parser.add_argument("--best_of", type=int, help="candidates for each picture (Self Reflect)")
+  parser.add_argument("--judge_feed", default="ids", help="they are judged by ids or reencoded")
   parser.add_argument("--temperature", type=float)
   parser.add_argument("--top_k", type=int)
   parser.add_argument("--top_p", type=float)
@@ -42,6 +47,10 @@ def run(args: argparse.Namespace) -> None:
     raise UserError(f"--detokenizer must be ar or dif, not {args.detokenizer}")
   if args.num < 1:
     raise UserError(f"--num must be at least 1, not {args.num}")
+  if args.best_of is not None and args.best_of < 1:
+    raise UserError(f"--best_of must be at least 1, not {args.best_of}")
+  if args.judge_feed not in ("ids", "reencoded"):
+    raise UserError(f"--judge_feed must be ids or reencoded, not {args.judge_feed}")
   if args.seed < 0:
     raise UserError(f"--seed must not be negative, got {args.seed}")
   out = Path(args.out)
@@ -57,9 +66,18 @@ def run(args: argparse.Namespace) -> None:
   from tarjax.pipeline import TarPipeline
 
   pipe = TarPipeline.load(args.model)
-  drawn = pipe.generate(
-    [args.prompt] * args.num,
-    [images] * args.num,
+  drawn = draw(args, pipe, images)
+  import numpy as np
+
+  sheet = np.concatenate([d.image for d in drawn], 1)  # [y x*num 3]
+  Image.fromarray(sheet).save(out)
+  print(f"{out}: {args.num} x {drawn[0].image.shape[1]}x{drawn[0].image.shape[0]} px")
+
+
+def draw(args: argparse.Namespace, pipe, images: list) -> list:
+  """Pictures, the best of several if asked for; these are told of on the terminal and on disk."""
+  asked = [args.prompt] * args.num, [images] * args.num
+  how = dict(
     scale=args.scale,
     seeds=[args.seed + i for i in range(args.num)],
     constrained=not args.unconstrained,
@@ -68,11 +86,19 @@ def run(args: argparse.Namespace) -> None:
     top_k=args.top_k,
     top_p=args.top_p,
   )
-  import numpy as np
+  if args.best_of is None:
+    return pipe.generate(*asked, **how)
+  from tarjax import self_reflect
 
-  sheet = np.concatenate([d.image for d in drawn], 1)  # [y x*num 3]
-  Image.fromarray(sheet).save(out)
-  print(f"{out}: {args.num} x {drawn[0].image.shape[1]}x{drawn[0].image.shape[0]} px")
+  best = self_reflect.best_of(pipe, *asked, n=args.best_of, feed=args.judge_feed, **how)
+  found = []
+  for number, one in enumerate(best):
+    p_yes = [round(float(p), 6) for p in one.p_yes]
+    found.append({"seeds": one.seeds, "p_yes": p_yes, "chosen": one.best})
+    print(f"picture {number}: candidate {one.best}, P(Yes) {' '.join(f'{p:.3f}' for p in p_yes)}")
+  made = {"prompt": args.prompt} | self_reflect.settings(args.best_of, args.judge_feed)
+  write_json(Path(args.out).with_suffix(".json"), made | {"pictures": found})
+  return best
 
 
 def main(argv: list[str]) -> int:

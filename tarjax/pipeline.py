@@ -254,22 +254,27 @@ class TarPipeline:
       UserError: an empty prompt, a scale that is not 1, 2 or 3, placeholders without images, no
         such detokenizer.
     """
-    scale = int(self.bundle["sampling"]["scale"]) if scale is None else scale
-    check_scale(scale)
     self.detokenizer(detokenizer)
     seeds = list(range(len(prompts))) if seeds is None else list(seeds)
+    asked = dict(scale=scale, seeds=seeds, constrained=constrained)
+    codes = self.visual_words(prompts, images, **asked, **settings)
+    return [Drawn(*d) for d in zip(self.draw(codes, seeds, detokenizer), codes, strict=True)]
+
+  def visual_words(
+    self, prompts, images=None, *, seeds, scale=None, constrained=True, **settings
+  ) -> np.ndarray:
+    """What `generate` paints with the same arguments: int32[b n]."""
+    scale = int(self.bundle["sampling"]["scale"]) if scale is None else scale
+    check_scale(scale)
     count = self.ta_tok.cfg.tokens(scale)
     chosen = {**self.bundle["sampling"]["image"], **drop_none(settings)}
-    asked = [self._drawing_prompt(p, i, scale) for p, i in self._with_images(prompts, images)]
+    asked = [self._drawing_prompt(p, i, scale) for p, i in self.with_images(prompts, images)]
     first = self.vocab.image0
     if constrained:
       chosen["allowed"] = (first, first + self.codes - 1)
-      ids = self._speak(asked, seeds, count, stops=(), **chosen)
-    else:
-      ids = self._speak(asked, seeds, count, stops=self.vocab.stops, **chosen)
-    codes = np.stack([only_codes(row, first, self.codes, count) for row in ids])
-    pictures = self.draw(codes, seeds, detokenizer)
-    return [Drawn(*pair) for pair in zip(pictures, codes, strict=True)]
+    stops = () if constrained else self.vocab.stops
+    ids = self._speak(asked, seeds, count, stops, **chosen)
+    return np.stack([only_codes(row, first, self.codes, count) for row in ids])
 
   def describe(
     self,
@@ -298,7 +303,8 @@ class TarPipeline:
     stops = set(self.vocab.stops)
     return [self.tok.decode(until(row, stops)).strip() for row in ids]
 
-  def _with_images(self, prompts, images):
+  def with_images(self, prompts, images):
+    """(prompt, its images) pairs, a placeholder for each; UserError where they do not fit."""
     for k, prompt in enumerate(prompts):
       given = list(images[k]) if images is not None else []
       if not prompt.strip():

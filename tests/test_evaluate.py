@@ -12,9 +12,9 @@ import benchmark_data
 import numpy as np
 import pytest
 
-from tarjax import evaluate
+from tarjax import evaluate, self_reflect
 from tarjax.evals import digits, digits_scorer
-from tarjax.pipeline import TarPipeline
+from tarjax.pipeline import Drawn, TarPipeline
 
 
 def call(tmp_path, **changed) -> list[str]:
@@ -39,6 +39,8 @@ def call(tmp_path, **changed) -> list[str]:
     ({"tasks": "digits,mme", "data": "/usr/lib"}, "mme: /usr/lib has no folder MME"),
     ({"limit": -1}, "--limit must not be negative"),
     ({"batch": 0}, "--batch must be at least 1"),
+    ({"best_of": 0}, "--best_of must be at least 1"),
+    ({"judge_feed": "x"}, "--judge_feed must be ids or reencoded, not x"),
   ],
 )
 def test_bad_input_is_one_sentence(tmp_path, capsys, changed, sentence):
@@ -146,3 +148,45 @@ def test_benchmarks_are_scored_with_what_they_depend_on(tmp_path, capsys, monkey
   monkeypatch.setattr(TarPipeline, "load", lambda folder, batch: changed)
   assert evaluate.main([*argv, "--resume"], time.time()) == 2
   assert "scores.answers.jsonl cannot be resumed: checkpoint.mllm was" in capsys.readouterr().err
+
+
+def test_pictures_are_the_best_of_several(tmp_path, capsys, monkeypatch):
+  """N, the feed and the question are in the results, and a drawing goes on with the same only."""
+  drawn = []
+
+  def best_of(pipe, prompts, *, n, seeds, feed, scale):
+    assert (n, feed, scale) == (4, "reencoded", 1) and len(set(seeds)) == len(prompts)
+    drawn.extend(prompts)
+    return [Drawn(np.zeros((8, 8, 3), np.uint8), np.zeros(1, np.int32)) for _ in prompts]
+
+  monkeypatch.setattr(TarPipeline, "load", lambda folder, batch: Pipe(folder))
+  monkeypatch.setattr(self_reflect, "best_of", best_of)
+  cat = [{"class": "cat", "count": 1}]
+  lines = [{"tag": "single_object", "prompt": prompt, "include": cat} for prompt in ("1", "2")]
+  (tmp_path / "data/geneval").mkdir(parents=True)
+  path = tmp_path / "data/geneval/evaluation_metadata.jsonl"
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  argv = call(tmp_path, tasks="geneval", data=tmp_path / "data", judge_feed="reencoded")
+  assert evaluate.main([*argv, "--best_of", "4"], time.time()) == 0
+  assert drawn == ["1"] * 4 + ["2"] * 4
+  found = json.loads((tmp_path / "scores.json").read_text())["pictures"]["geneval"]
+  assert (found["best_of"], found["judge_feed"]) == (4, "reencoded")
+  assert found["question"] == 'Does this image match the prompt "{prompt}"? Answer yes or no.'
+  assert evaluate.main([*argv, "--best_of", "4", "--resume"], time.time()) == 0 and len(drawn) == 8
+  assert evaluate.main([*argv, "--best_of", "2", "--resume"], time.time()) == 2
+  assert "cannot be resumed: best_of was 4, and is 2" in capsys.readouterr().err
+  monkeypatch.setattr(Pipe, "generate", best_of, raising=False)
+  assert evaluate.main([*argv, "--resume"], time.time()) == 2 and len(drawn) == 8
+
+
+def test_digits_are_the_best_of_several(tmp_path, monkeypatch):
+  made = []
+  monkeypatch.setattr(TarPipeline, "load", lambda folder, batch: Pipe(folder))
+  monkeypatch.setattr(digits, "Evaluator", lambda scorer, **how: made.append(how) or Evaluator(0))
+  monkeypatch.setattr(digits_scorer, "Scorer", lambda: None)
+  monkeypatch.setattr(self_reflect, "best_of", lambda pipe, prompts, **how: how)
+  assert evaluate.main([*call(tmp_path), "--best_of", "3"], time.time()) == 0
+  found = json.loads((tmp_path / "scores.json").read_text())["settings"]
+  assert (found["best_of"], found["judge_feed"]) == (3, "ids") and "{prompt}" in found["question"]
+  assert made[0]["draw"](["a six"], seeds=[0]) == {"n": 3, "feed": "ids", "seeds": [0]}
+  assert evaluate.main(call(tmp_path), time.time()) == 0 and made[1]["draw"] is None

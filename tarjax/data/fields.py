@@ -20,6 +20,7 @@ TASKS = ("t2i", "i2t")  # what a picture with a caption may become
 CAPTIONS = ("caption", "text", "prompt")
 ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 SIMILAR = "Generate an image similar to"  # paper Sec. 3.4
+MATCHES = 'Does this image match the prompt "{prompt}"? Answer yes or no.'  # Self Reflect
 DESCRIBE = (
   "Please generate detailed descriptions of the given image.",
   "Describe the image in detail.",

@@ -16,7 +16,7 @@ held-out handwriting. Values are shares in [0, 1] unless named psnr, perplexity 
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class Evaluator:
     seed: of prompts, questions and sampling; training never draws from these streams.
     scale: pool scale of the visual words that pictures are drawn through.
     temperature: of the visual words; None is the pipeline's own.
+    draw: what draws in the place of `pipe.generate`, with its arguments.
   """
 
   def __init__(
@@ -81,11 +82,12 @@ class Evaluator:
     seed: int = 12345,
     scale: int = 2,
     temperature: float | None = None,
+    draw: Callable[..., Sequence] | None = None,
   ):
     if count < 2 * len(words.CATEGORIES):
       raise ValueError(f"count={count} is too few: two prompts of each of six categories")
     self.scorer, self.count, self.seed = scorer, count, seed
-    self.scale, self.temperature = scale, temperature
+    self.scale, self.temperature, self.draw = scale, temperature, draw
     self.drawings: list[Drawing] = []
     self.answers: list[Answer] = []
     self.rebuilt: list[Rebuilt] = []
@@ -114,7 +116,7 @@ class Evaluator:
         yield f"chance/{group}/{name}", value
 
   def _t2i(self, pipe, prompts: list[dict]) -> Iterator[tuple[str, float]]:
-    drawn = pipe.generate(
+    drawn = (self.draw or pipe.generate)(
       [p["prompt"] for p in prompts],
       scale=self.scale,
       seeds=[self.seed + i for i in range(len(prompts))],

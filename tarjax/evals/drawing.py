@@ -25,7 +25,7 @@ MADE_BY = "made_by.json"
 
 
 class Job(NamedTuple):
-  """A prompt, the files of its pictures, and what writes them from uint8[4 y x 3]."""
+  """A prompt, the files of its pictures, and what writes them from uint8[each y x 3]."""
 
   prompt: str
   files: tuple[Path, ...]
@@ -36,10 +36,15 @@ def geneval_jobs(data: Path, folder: Path) -> list[Job]:
   """Raises UserError: no or another metadata file."""
   places = [data / "geneval" / part / geneval.LINES for part in ("", "prompts")]
   path = next((p for p in places if p.is_file()), places[0])
+  return layout(folder, geneval.read_metadata(path), EACH)
+
+
+def layout(folder: Path, prompts: Sequence[dict[str, Any]], each: int) -> list[Job]:
+  """Jobs for prompts {"prompt", ...} with so many pictures each, in GenEval's folders."""
   jobs = []
-  for number, wanted in enumerate(geneval.read_metadata(path)):
+  for number, wanted in enumerate(prompts):
     inside = folder / f"{number:05d}"
-    files = tuple(inside / "samples" / f"{k}.png" for k in range(EACH))
+    files = tuple(inside / "samples" / f"{k}.png" for k in range(each))
 
     def write(images, inside=inside, files=files, wanted=wanted):
       files[0].parent.mkdir(parents=True, exist_ok=True)
@@ -95,24 +100,26 @@ def draw(
   generate: Callable[..., Sequence[Any]],
   batch: int,
   say: Callable[[str], None],
+  each: int = EACH,
 ) -> None:
   """Draws what is not there yet.
 
   Args:
     generate: (prompts, seeds=) -> objects with `image` uint8[y x 3], as `TarPipeline.generate`.
     batch: pictures at a time.
+    each: pictures of a prompt.
   """
   left = [job for job in jobs if not all(file.is_file() for file in job.files)]
   if len(left) < len(jobs):
     say(f"{len(jobs) - len(left)} of {len(jobs)} prompts are drawn")
-  size = max(batch // EACH, 1)
+  size = max(batch // each, 1)
   for start in range(0, len(left), size):
     part = left[start : start + size]
-    asked = [job.prompt for job in part for _ in range(EACH)]
-    seeds = [seed_of(job.prompt, k) for job in part for k in range(EACH)]
+    asked = [job.prompt for job in part for _ in range(each)]
+    seeds = [seed_of(job.prompt, k) for job in part for k in range(each)]
     drawn = generate(asked, seeds=seeds)
     for i, job in enumerate(part):
-      job.write(np.stack([d.image for d in drawn[i * EACH : (i + 1) * EACH]]))
+      job.write(np.stack([d.image for d in drawn[i * each : (i + 1) * each]]))
     say(f"{len(jobs) - len(left) + start + len(part)} of {len(jobs)} prompts")
 
 

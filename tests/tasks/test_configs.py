@@ -12,7 +12,8 @@ from tarjax import config as configs
 from tarjax import tasks
 from tarjax.tasks.inputs import draw_scale
 
-STAGES = ("siglip2", "llm", "ta_tok", "vqvae", "ar_dtok", "mllm", "sft", "dc_ae", "dif_dtok")
+STAGES = ("siglip2", "llm", "ta_tok", "vqvae", "ar_dtok", "mllm", "sft", "sft_reflect", "dc_ae")
+STAGES += ("dif_dtok",)
 
 
 def parse(stage, variant, tmp_path):

@@ -25,6 +25,7 @@ TABLE = {
   "dif_dtok:512":       (1e-4, "constant", "came",  (.9, .999), 0.,    4_791,  48, 479_166, .1, 0),
   "mllm:1p5b_pretrain": (5e-5, "cosine",   "adamw", (.9, .999), 0.,    2_929, 1024, 97_656, 1, 0),
   "mllm:1p5b_sft":      (5e-5, "cosine",   "adamw", (.9, .999), 0.,      468, 256,  15_625, 1, 0),
+  "mllm:7b_sft_reflect": (5e-5, "cosine",  "adamw", (.9, .999), 0.,      468, 256,  15_625, 1, 0),
   "mllm:7b_pretrain":   (5e-5, "cosine",   "adamw", (.9, .999), 0.,    2_929, 1024, 97_656, 1, 0),
   "mllm:7b_sft":        (5e-5, "cosine",   "adamw", (.9, .999), 0.,      468, 256,  15_625, 1, 0),
   "mllm:demo":          (5e-5, "cosine",   "adamw", (.9, .999), 0.,    1_800,  64,  60_000, 1, 0),
@@ -112,6 +113,7 @@ def test_each_stage_starts_from_the_one_before(tmp_path):
     "ta_tok:full": {"encoder": "../siglip2:vision"},
     "mllm:7b_pretrain": {"": "../start_7b"},
     "mllm:7b_sft": {"": "../mllm_7b_pretrain"},
+    "mllm:1p5b_sft_reflect": {"": "../mllm_1p5b_pretrain"},
     "mllm:demo": {"": "../start_1p5b"},
   }
   for name, start in starts.items():
@@ -132,6 +134,12 @@ def test_mixtures(tmp_path):
     weights = [spec["weight"] for spec in parse(name, tmp_path).data.sources]
     assert weights[0] == 2 and sum(weights[1:4]) == pytest.approx(2) and weights[4] == 1
     assert weights[1] == pytest.approx(4 * weights[2]) and weights[2] == weights[3]
+  plain, judged = (parse(f"mllm:7b_{s}", tmp_path).data.sources for s in ("sft", "sft_reflect"))
+  (added,) = (s["weight"] for s in judged if s["path"] == "../sft_reflect/data")
+  i2t = judged[0]["weight"]
+  assert added / i2t == pytest.approx(340 / 1341)  # Table 7
+  assert added + i2t == pytest.approx(plain[0]["weight"])
+  assert judged[1:4] == plain[1:4] and judged[-1] == plain[-1]
   assert [s["weight"] for s in parse("mllm:demo", tmp_path).data.sources] == [2, 4, 1]
   assert [s["weight"] for s in parse("ta_tok:full", tmp_path).data.sources] == [1, 1]
 
