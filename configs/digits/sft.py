@@ -13,9 +13,9 @@ def get_config(variant="full"):
   del config.widen, config.ta_tok
   config.init = {"": "../mllm"}
   if variant != "smoke":
-    config.update(steps=5200)
+    config.update(steps=5400)
   config.data.sources = [
-    dict(name="records", path="../encoded/i2t", weight=3.0),
-    dict(name="records", path="../encoded/t2i", weight=7.0),
+    dict(name="records", path="../encoded/i2t", weight=2.0),
+    dict(name="records", path="../encoded/t2i", weight=3.0),
   ]
   return config

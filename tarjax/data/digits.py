@@ -5,7 +5,7 @@
 function of (task, split, seed, i). `t2i_prompts` and `i2t_questions` are the evaluation sets.
 
     t2i      "a red three left of a blue seven" -> <image>
-    i2t      <image> and two to five questions -> short answers, or a caption
+    i2t      <image> and two to six questions -> short answers, or a caption
     i2i      "Generate an image similar to <image>" -> <image>
     ti2i     "<image> left of a blue seven" -> <image>
     text     questions about Python and about digits -> answers
@@ -35,7 +35,8 @@ SCENE_PROMPTS = 0.06  # share of text-to-image prompts that are captions of thre
 REGION = 8  # side of the squares whose contents "regions" of a caption names, in pixels
 SHARES = (1, 1, 2, 2, 2, 3)  # of the categories of prompts in training
 CAPTIONED = 0.15  # share of i2t records that ask for a caption
-ASKED = (*words.KINDS, "yesno")  # an answer of one bit teaches least
+POLLED = 0.4  # share of i2t records that ask yes/no questions only: one bit each, so there are many
+POLLS = 6  # of them, as POPE asks of a picture
 
 
 def record(turns: list[tuple[str, str]], images: list) -> dict:
@@ -69,11 +70,13 @@ def _t2i(rng: random.Random, split: str) -> dict:
 
 
 def _i2t(rng: random.Random, split: str) -> dict:
-  scene = draw_any(rng, split)
-  if rng.random() < CAPTIONED:
+  scene, form = draw_any(rng, split), rng.random()
+  if form < CAPTIONED:
     turns = [(rng.choice(words.DESCRIBE), words.caption(rng, scene))]
+  elif form < CAPTIONED + POLLED:
+    turns = [turn for _ in range(POLLS) if (turn := words.ask(rng, "yesno", scene))]
   else:
-    kinds = rng.sample(ASKED, len(ASKED))
+    kinds = rng.sample(words.KINDS, len(words.KINDS))
     turns = [turn for kind in kinds if (turn := words.ask(rng, kind, scene))][: rng.randint(2, 5)]
   turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
   return record(turns, [render(scene)])
