@@ -11,8 +11,8 @@ from configs.digits import base
 def get_config(variant="full"):
   config = base.get_config("siglip2", steps=3200, batch=16, lr=6e-3, warmup=30)
   config.dense = 60.0
-  config.naming = dict(weight=6.0, names=(11, 7))  # nothing and ten digits, nothing and six inks
-  config.naming.ground = 20.0  # or the ground takes 18 codes at random, twice the entropy of digits
+  # Nothing and ten digits, nothing and six inks; without `ground`, that takes 18 codes at random.
+  config.naming = dict(weight=6.0, names=(11, 7), ground=20.0)
   config.model = dict(vision=base.VISION, text=base.TEXT)
   config.data = dict(
     sources=[dict(name="digits", task="caption", weight=1.0)],
