@@ -99,11 +99,11 @@ def test_a_killed_build_asks_nothing_twice(folder, tmp_path, capsys):
 
   with serve(dies) as (url, first):
     assert ask(folder, url, tmp_path / "out") == 2
-  assert ".png is not judged: " in (err := capsys.readouterr().err) and "no credit" in err
+  assert " is not judged: " in (err := capsys.readouterr().err) and "no credit" in err
   assert err.count("\n") == 1 and not (tmp_path / "out/data").exists()
   kept = tmp_path / "out/judgements.jsonl"
   lines = kept.read_text().splitlines(keepends=True)
-  assert 10 <= len(lines) - 1 <= 11
+  assert 2 <= len(lines) - 1 <= 11  # answers on their way when the first refusal came are lost
   kept.write_text("".join(lines)[:-9])  # the last answer is lost
   with serve(lambda n, r: (200, say("Yes" if parity(r) else "No"))) as (url, second):
     assert ask(folder, url, tmp_path / "out") == 0

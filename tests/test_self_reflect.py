@@ -128,7 +128,8 @@ def test_best_of_keeps_the_likeliest(pipe, feed):
     np.testing.assert_allclose(one.p_yes, scores, atol=1e-6)
     assert one.best == int(np.argmax(one.p_yes))
     np.testing.assert_array_equal(one.codes, drawn[one.best].codes)
-    np.testing.assert_array_equal(one.image, drawn[one.best].image)
+    # painted in batches of another size, which rounds a value of the decoder now and then
+    np.testing.assert_allclose(one.image.astype(int), drawn[one.best].image, atol=1)
 
 
 def test_ties_go_to_the_first(pipe, monkeypatch):
