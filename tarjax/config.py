@@ -12,7 +12,9 @@ import json
 import os
 import re
 import subprocess
+import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,16 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 class UserError(Exception):
   """A mistake of the person at the keyboard: told in one sentence, exit code 2."""
+
+
+def exit_code(run: Callable[[], object]) -> int:
+  """Runs a verb -> 0, or 2 after one sentence on stderr about what cannot be done."""
+  try:
+    run()
+  except (UserError, ValueError, OSError) as e:
+    print(f"error: {e}", file=sys.stderr)
+    return 2
+  return 0
 
 
 @contextlib.contextmanager

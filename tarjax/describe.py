@@ -7,7 +7,7 @@ python -m tarjax.describe --model runs/digits --image in.png --question "What co
 import argparse
 import sys
 
-from tarjax.config import UserError
+from tarjax.config import UserError, exit_code
 
 QUESTION = "Describe the image."
 
@@ -42,12 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-  try:
-    run(arguments(argv))
-  except (UserError, ValueError, OSError) as e:
-    print(f"error: {e}", file=sys.stderr)
-    return 2
-  return 0
+  return exit_code(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from tarjax.config import UserError, finished, write_json
+from tarjax.config import UserError, exit_code, finished, write_json
 from tarjax.evals.answers import Answers
 from tarjax.evals.asking import Evaluator
 from tarjax.evals.benchmarks import BENCHMARKS
@@ -255,12 +255,7 @@ def write(path: Path, text: str) -> None:
 
 
 def main(argv: list[str], began: float) -> int:
-  try:
-    run(arguments(argv), began)
-  except (UserError, ValueError, OSError) as e:
-    print(f"error: {e}", file=sys.stderr)
-    return 2
-  return 0
+  return exit_code(lambda: run(arguments(argv), began))
 
 
 if __name__ == "__main__":

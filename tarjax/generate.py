@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tarjax.config import UserError, write_json
+from tarjax.config import UserError, exit_code, write_json
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -102,12 +102,7 @@ def draw(args: argparse.Namespace, pipe, images: list) -> list:
 
 
 def main(argv: list[str]) -> int:
-  try:
-    run(arguments(argv))
-  except (UserError, ValueError, OSError) as e:
-    print(f"error: {e}", file=sys.stderr)
-    return 2
-  return 0
+  return exit_code(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":

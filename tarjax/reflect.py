@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tarjax.config import UserError, revision, write_json
+from tarjax.config import UserError, exit_code, revision, write_json
 from tarjax.data import sources
 from tarjax.data.fields import MATCHES
 from tarjax.evals import drawing, judgements, prompts
@@ -224,12 +224,7 @@ def records(kept: Sequence[Candidate], verdicts: Mapping[str, bool | None]) -> I
 
 
 def main(argv: list[str]) -> int:
-  try:
-    run(arguments(argv))
-  except (UserError, ValueError, OSError) as e:
-    print(f"error: {e}", file=sys.stderr)
-    return 2
-  return 0
+  return exit_code(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tarjax.config import UserError
+from tarjax.config import UserError, exit_code
 
 
 def import_(args: argparse.Namespace) -> None:
@@ -170,12 +170,7 @@ def add_words_verbs(verbs) -> None:
 
 def main(argv: list[str]) -> int:
   args = parse(argv)
-  try:
-    args.run(args)
-  except (UserError, ValueError, OSError) as e:
-    print(f"error: {e}", file=sys.stderr)
-    return 2
-  return 0
+  return exit_code(lambda: args.run(args))
 
 
 if __name__ == "__main__":

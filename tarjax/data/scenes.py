@@ -142,17 +142,12 @@ def draw_scene(
   if where:
     spots = spots if where in ("left", "above") else spots[::-1]
   else:
-    spots.sort(key=reading)
+    spots.sort(key=lambda spot: (spot[1], spot[0]))
   glyphs = []
   for (label, colour), (x, y, size) in zip(objects, spots, strict=True):
     colour = colour or rng.choice(tuple(COLOURS))
     glyphs.append(Glyph(label, colour, rng.choice(scans_of(label, split)), x, y, size))
   return Scene(tuple(glyphs))
-
-
-def reading(spot: tuple[int, int, int]) -> tuple[int, int]:
-  """The key that sorts squares (x, y, size) from the top, and in a row from the left."""
-  return spot[1], spot[0]
 
 
 def _cells(rng: random.Random, count: int, vertical: bool) -> list[tuple[int, int, int, int]]:

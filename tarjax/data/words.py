@@ -7,7 +7,7 @@ those of `tarjax.data.scenes`.
 import dataclasses
 import random
 
-from tarjax.data.scenes import COLOURS, DIGITS, RELATIONS, Glyph, Scene, reading, relation
+from tarjax.data.scenes import COLOURS, DIGITS, RELATIONS, Glyph, Scene, relation
 
 CATEGORIES = (
   "single_object",
@@ -120,7 +120,7 @@ def _counting(rng: random.Random, label: int) -> Prompt:
 
 def in_order(scene: Scene) -> list[Glyph]:
   """Glyphs as one reads: from the top, and in a row from the left."""
-  return sorted(scene.glyphs, key=lambda g: reading((g.x, g.y, g.size)))
+  return sorted(scene.glyphs, key=lambda g: (g.y, g.x))
 
 
 def caption(rng: random.Random, scene: Scene) -> str:

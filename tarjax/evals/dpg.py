@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tarjax.config import UserError, revision, write_json
+from tarjax.config import UserError, exit_code, revision, write_json
 from tarjax.evals import intervals
 
 VERSION = 1
@@ -200,12 +200,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-  try:
-    run(arguments(argv))
-  except (UserError, ValueError, OSError) as e:
-    print(f"error: {e}", file=sys.stderr)
-    return 2
-  return 0
+  return exit_code(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tarjax.config import UserError, revision, write_json
+from tarjax.config import UserError, exit_code, revision, write_json
 
 VERSION = 1
 PART = 5000  # pictures of one part of ADM's Inception score
@@ -139,12 +139,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-  try:
-    run(arguments(argv))
-  except (UserError, ValueError, OSError) as e:
-    print(f"error: {e}", file=sys.stderr)
-    return 2
-  return 0
+  return exit_code(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":

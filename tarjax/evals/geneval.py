@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tarjax.config import UserError, revision, write_json
+from tarjax.config import UserError, exit_code, revision, write_json
 from tarjax.evals import geneval_rules as rules
 
 LINES = "evaluation_metadata.jsonl"
@@ -165,12 +165,7 @@ def judged(args: argparse.Namespace, path: Path) -> tuple[list[dict], dict[str, 
 
 
 def main(argv: list[str]) -> int:
-  try:
-    run(arguments(argv))
-  except (UserError, ValueError, OSError) as e:
-    print(f"error: {e}", file=sys.stderr)
-    return 2
-  return 0
+  return exit_code(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":
