@@ -162,6 +162,7 @@ def _in_chunks(chunk, used, gradients, mesh, hidden, table, labels, counted):
   """
   (b, l, d), dtype, first = hidden.shape, hidden.dtype, 0
   weights = table.astype(dtype)  # cast before it travels
+  rows = len(table) * (mesh["model"] * mesh["fsdp"] if mesh else 1)
   if mesh:
     weights = jax.lax.all_gather(weights, "fsdp", tiled=True)
     first = jax.lax.axis_index("model") * len(weights)  # of this device's words
@@ -178,7 +179,8 @@ def _in_chunks(chunk, used, gradients, mesh, hidden, table, labels, counted):
     x, label, part = xs
     logits = jnp.einsum("bld,vd->blv", x, weights, preferred_element_type=jnp.float32)
     word = first + jax.lax.broadcasted_iota(jnp.int32, (1, 1, len(weights)), 2)
-    logits = jnp.where(word < used, logits, UNUSED)
+    if used < rows:
+      logits = jnp.where(word < used, logits, UNUSED)
     top = over_words(logits.max(-1, keepdims=True), jax.lax.pmax)
     norm = over_words(jnp.exp(logits - top).sum(-1, keepdims=True), jax.lax.psum)
     hit = word == label[..., None]

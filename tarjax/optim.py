@@ -1,4 +1,4 @@
-"""Optimizers: clip by global norm, AdamW or CAME with decay on matrices only, learning rates.
+"""Optimizers: clip by global norm, AdamW, CAME or Muon, decay on matrices only, learning rates.
 
 Decay applies to parameters whose name ends in `kernel`: the weights of `Linear` and `Conv`. It
 leaves out biases, norm scales, position tables, embeddings, codebooks and learned queries, also
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from tarjax.came import came
 from tarjax.config import UserError
@@ -19,6 +20,7 @@ DECAYED = ("kernel",)
 # Restarts of dead codes: the weight of the past in a code's share of use, the share below which it
 # is dead, how far from its model it lands (relative to that one's length), and for how long.
 MEMORY, DEAD, APART, RESTARTS = 0.98, 0.05, 0.1, 0.7
+ADAMS_SIZE = 0.2  # root mean square of Muon's updates: one learning rate then serves it and Adam
 
 
 def decay_mask(params):
@@ -69,8 +71,10 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     optimizer = optax.adamw(schedule, **make)
   elif config.name == "came":
     optimizer = came(schedule, b3=config.b3, **make)
+  elif config.name == "muon":
+    optimizer = muon_adamw(schedule, **make)
   else:
-    raise UserError(f"config.optim.name={config.name!r} is none of ['adamw', 'came']")
+    raise UserError(f"config.optim.name={config.name!r} is none of ['adamw', 'came', 'muon']")
   if config.clip:
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
   if codes := config.get("restart_codes", 0):
@@ -80,6 +84,36 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
       raise UserError(f"config.optim.ema={ema} must be between 0 and 1")
     optimizer = optax.chain(optimizer, keep_average(ema))
   return optimizer
+
+
+def muon_adamw(schedule, b1, b2, eps, weight_decay, mask) -> optax.GradientTransformation:
+  """Muon on the matrices of blocks, whose heads are one matrix, and Adam on everything else.
+
+  Updates of matrices are orthogonalized and have the size of Adam's (arXiv 2502.16982, Sec. 2.2).
+  """
+  direction = muon(
+    1.0,
+    adam_b1=b1,
+    adam_b2=b2,
+    eps=eps,
+    muon_weight_dimension_numbers=matrices,
+    consistent_rms=ADAMS_SIZE,
+  )  # towards lower loss, as the decay below
+  decay = optax.add_decayed_weights(-weight_decay, mask)
+  return optax.chain(direction, decay, optax.scale_by_schedule(schedule))
+
+
+def matrices(params):
+  """Which axes of a kernel of stacked blocks are a matrix; None for what is no such kernel."""
+
+  def matrix(path, x):
+    names = [key.key for key in path]
+    if names[-1] not in DECAYED or "blocks" not in names:
+      return None
+    inputs = x.ndim - 2 if names[-2] == "out" else 1  # [n d h k] of queries, [n h k d] of out
+    return MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, x.ndim)))
+
+  return jax.tree_util.tree_map_with_path(matrix, params)
 
 
 class Average(NamedTuple):
@@ -176,11 +210,15 @@ def opt_shardings(optimizer, params, shardings, other):
     other: the sharding of counters and of what is smaller than its parameter.
   """
   state = jax.eval_shape(optimizer.init, params)
-  return state, optax.tree_utils.tree_map_params(
-    optimizer,
-    lambda moment, param, sharding: sharding if moment.shape == param.shape else other,
-    state,
-    params,
-    shardings,
-    transform_non_params=lambda _: other,
-  )
+  named, spots = jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings)
+  places = {path: (x.shape, spot) for (path, x), spot in zip(named, spots, strict=True)}
+
+  def place(path, x):
+    """A moment's path ends like its parameter's."""
+    for start in range(len(path)):
+      shape, spot = places.get(path[start:], (None, other))
+      if shape == x.shape:
+        return spot
+    return other
+
+  return state, jax.tree_util.tree_map_with_path(place, state)
