@@ -105,13 +105,8 @@ join() {
 
 echo "training Tar in $out"
 verb data.tokenizer "$out/tokenizer" "$out/tokenizer_tar" 1024
-beside llm vqvae
-lane siglip2
-until [[ -f $out/llm/done.json ]]; do
-  kill -0 "$other" 2>/dev/null || exit 1
-  sleep 1
-done
-lane ta_tok
+beside vqvae
+lane llm siglip2 ta_tok
 join
 [[ -f $out/encoded/done.json ]] ||
   verb encode --config="configs/digits/encode.py$variant" --workdir="$out/encoded" \

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from fake_stage import get_config
 
 from tarjax import optim, sharding
@@ -164,3 +165,59 @@ def test_average_must_be_one():
     config_.ema = 1.0
   with pytest.raises(UserError, match="ema=1.0 must be between 0 and 1"):
     optim.make_optimizer(config_, 10)
+
+
+def blocks_of(rng, n=2):
+  shapes = {"q": (n, 8, 2, 4), "out": (n, 2, 4, 8), "up": (n, 8, 24), "down": (n, 24, 8)}
+  kernels = {k: {"kernel": rng.normal(size=shape)} for k, shape in shapes.items()}
+  kernels["q"]["bias"] = rng.normal(size=(n, 2, 4))
+  return {"blocks": kernels, "embed": {"embedding": rng.normal(size=(5, 8))}}
+
+
+def test_muon_on_blocks_is_pytorchs_and_the_rest_is_adam():
+  """A layer's heads are one matrix. PyTorch iterates in bfloat16 and corrects no average."""
+  c = config(name="muon", lr=0.01, warmup=0, schedule="constant", clip=0.0, weight_decay=0.1)
+  tx, rng = optim.make_optimizer(c, 10), np.random.default_rng(0)
+  adam = optim.make_optimizer(config(**(dict(c) | {"name": "adamw"})), 10)
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), blocks_of(rng))
+  rest, state, other = params, tx.init(params), adam.init(params)
+
+  def layers(tree):  # {"q/0": torch matrix}
+    rows = {"q": 8, "out": 8, "up": 8, "down": 24}
+    flat = {k: np.asarray(tree["blocks"][k]["kernel"], np.float32) for k in rows}
+    return {
+      f"{k}/{i}": torch.tensor(x[i].reshape(rows[k], -1)) for k, x in flat.items() for i in (0, 1)
+    }
+
+  theirs = {k: torch.nn.Parameter(x) for k, x in layers(params).items()}
+  muon = torch.optim.Muon(
+    list(theirs.values()), lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+  )
+  start = layers(params)
+  for _ in range(4):
+    grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), blocks_of(rng))
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    updates, other = adam.update(grads, other, rest)
+    rest = optax.apply_updates(rest, updates)
+    for k, g in layers(grads).items():
+      theirs[k].grad = g
+    muon.step()
+  for k, x in layers(params).items():
+    moved, want = (x - start[k]).numpy(), (theirs[k].detach() - start[k]).numpy()
+    assert np.abs(moved - want).max() < 0.15 * np.abs(want).max(), k
+  for mine, adams in (
+    (params["embed"]["embedding"], rest["embed"]["embedding"]),
+    (params["blocks"]["q"]["bias"], rest["blocks"]["q"]["bias"]),
+  ):
+    np.testing.assert_allclose(mine, adams, rtol=1e-5)
+
+
+def test_muons_momentum_is_sharded_as_its_parameter():
+  c = config(name="muon", warmup=0)
+  params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, blocks_of(np.random.default_rng(0))))
+  where = jax.tree.map(lambda x: f"like {x.shape}", params)
+  state, placed = optim.opt_shardings(optim.make_optimizer(c, 10), params, where, "other")
+  pairs = list(zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True))
+  assert {p for _, p in pairs} == {*jax.tree.leaves(where), "other"}
+  assert all(p == (f"like {x.shape}" if x.shape and x.shape != (3,) else "other") for x, p in pairs)

@@ -13,9 +13,9 @@ def get_config(variant="full"):
   del config.widen, config.ta_tok
   config.init = {"": "../mllm"}
   if variant != "smoke":
-    config.update(steps=5400)
+    config.update(steps=2200)
   config.data.sources = [
-    dict(name="records", path="../encoded/i2t", weight=2.0),
-    dict(name="records", path="../encoded/t2i", weight=3.0),
+    dict(name="records", path="../encoded/i2t", weight=1.0),
+    dict(name="records", path="../encoded/t2i", weight=1.0),
   ]
   return config

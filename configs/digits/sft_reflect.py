@@ -18,10 +18,10 @@ def get_config(variant="full"):
   config = sft.get_config(variant)
   config.init = {"": "../sft"}
   if variant != "smoke":
-    config.update(steps=2600)
+    config.update(steps=1300)
     config.optim.lr = 5e-4
   config.data.sources = [
     *config.data.sources,
-    dict(name="records", path="../reflect_words/data", weight=5.0),
+    dict(name="records", path="../reflect_words/data", weight=2.0),
   ]
   return config
