@@ -63,8 +63,9 @@ def attend(
   with jax.named_scope("causal" if causal else "full"):  # plan counts half of a causal product
     if fused:
       return cudnn(q, k, v, mask, causal)
-    lower = causal and platform() == "cpu"
-    return checkpoint_name(lower_half(q, k, v, mask) if lower else plain(q, k, v, mask), "attn")
+    if mask is not None and causal and platform() == "cpu":
+      return checkpoint_name(lower_half(q, k, v, mask), "attn")
+    return checkpoint_name(plain(q, k, v, mask), "attn")
 
 
 def lower_half(q: Array, k: Array, v: Array, mask: Array) -> Array:
