@@ -78,9 +78,10 @@ def test_operations_of_a_trace():
   assert costs.traced_flops(attend.jaxpr) == 2 * (2 * 4) * 16 * 16 * 8 * 2 / 2
 
 
-def test_the_models_operations_are_six_per_weight_and_token():
-  """And attention's, of which a causal one counts half."""
-  config, _ = parse([CONFIG, "--workdir=plan"])
+@pytest.mark.parametrize("length", [64, 320])
+def test_the_models_operations_are_six_per_weight_and_token(length):
+  """And attention's, of which a causal one counts half, however long."""
+  config, _ = parse([CONFIG, "--workdir=plan", f"--config.data.length={length}"])
   stage = make_stage(config)
   m, tokens = config.model, config.batch * config.data.length
   heads = m.head_dim * (2 * m.heads + 2 * m.kv_heads)
