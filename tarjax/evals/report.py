@@ -77,7 +77,7 @@ def _headline(scores: dict) -> str:
   stages, settings = scores.get("stages", {}), scores.get("settings", {})
   seconds = sum(s.get("seconds") or 0 for s in stages.values())
   peak = max([s.get("peak_gb") or 0 for s in stages.values()], default=0)
-  facts = [f"{seconds / 60:.1f} minutes in all stages", f"{peak:.1f} GB peak memory"]
+  facts = [f"{seconds / 60:.1f} minutes in all stages, added up", f"{peak:.1f} GB peak memory"]
   facts += [f"{name.replace('_', ' ')} {value}" for name, value in settings.items()]
   tiles = (
     ("t2i/overall", "Pictures that show what the prompt says", "mean of six categories"),
@@ -164,6 +164,8 @@ def _rebuilt(scores: dict, rebuilt: Sequence[Rebuilt]) -> str:
   for key, title in VERSIONS.items():
     images = [r.original if key == "original" else r.versions.get(key) for r in rebuilt[:REBUILT]]
     cells = "".join(f"<td>{_picture(x, title)}</td>" for x in images if x is not None)
+    if not cells:  # of a de-tokenizer that is not there
+      continue
     facts = look_up(scores, f"reconstruction/{key}") or {}
     note = ", ".join(f"{name_of(name)} {written(name, value)}" for name, value in facts.items())
     rows.append(f"<tr><th>{title}<small>{escape(note)}</small></th>{cells}</tr>")

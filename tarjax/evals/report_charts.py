@@ -38,7 +38,7 @@ def line_chart(
   kept = {name: points for name, points in kept.items() if points}
   if not kept:
     return '<p class="none">no points</p>'
-  left, right, top, bottom = 46.0, 352.0, 24.0, 176.0
+  left, right, top, bottom = 46.0, 344.0, 24.0, 176.0
   xs = [x for points in kept.values() for x, _ in points]
   ys = [y for points in kept.values() for _, y in points]
   ticks = log_ticks(min(ys), max(ys)) if log else linear_ticks(min(ys), max(ys))

@@ -118,6 +118,8 @@ def test_dif_dtok_stands_beside_ar_dtok():
   page = report.build(**given)
   checker = check(page)
   text = " ".join(checker.texts)
+  assert "scale 1, Dif-DTok" in text and "DC-AE" not in text
+  assert "Dif-DTok" not in report.build(**parts())  # nothing of what is not there
   assert "43% by Dif-DTok" in text and "blue & nine" in text and "0.432" in text
   assert checker.seen.count("img") == 2 * report.PER_CATEGORY + 2 + 4
 
