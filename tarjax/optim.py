@@ -87,7 +87,7 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
 
 
 def muon_adamw(schedule, b1, b2, eps, weight_decay, mask) -> optax.GradientTransformation:
-  """Muon on the matrices of blocks, whose heads are one matrix, and Adam on everything else.
+  """Muon on the matrices of blocks, whose heads are one matrix, and NAdam on everything else.
 
   Updates of matrices are orthogonalized and have the size of Adam's (arXiv 2502.16982, Sec. 2.2).
   """

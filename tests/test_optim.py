@@ -174,11 +174,13 @@ def blocks_of(rng, n=2):
   return {"blocks": kernels, "embed": {"embedding": rng.normal(size=(5, 8))}}
 
 
-def test_muon_on_blocks_is_pytorchs_and_the_rest_is_adam():
+def test_muon_on_blocks_is_pytorchs_and_the_rest_is_nadam():
   """A layer's heads are one matrix. PyTorch iterates in bfloat16 and corrects no average."""
   c = config(name="muon", lr=0.01, warmup=0, schedule="constant", clip=0.0, weight_decay=0.1)
   tx, rng = optim.make_optimizer(c, 10), np.random.default_rng(0)
-  adam = optim.make_optimizer(config(**(dict(c) | {"name": "adamw"})), 10)
+  adam = optax.adamw(
+    0.01, c.b1, c.b2, c.eps, weight_decay=0.1, mask=optim.decay_mask, nesterov=True
+  )
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), blocks_of(rng))
   rest, state, other = params, tx.init(params), adam.init(params)
 

@@ -64,8 +64,8 @@ def attend(
     if fused:
       return cudnn(q, k, v, mask, causal)
     if mask is not None and causal and platform() == "cpu":
-      return checkpoint_name(lower_half(q, k, v, mask), "attn")
-    return checkpoint_name(plain(q, k, v, mask), "attn")
+      return lower_half(q, k, v, mask)
+    return plain(q, k, v, mask)
 
 
 def lower_half(q: Array, k: Array, v: Array, mask: Array) -> Array:
@@ -103,9 +103,28 @@ def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     logits = jnp.where(mask, logits, MASKED) if mask.dtype == bool else logits + mask
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
   y = jnp.einsum("bgls,bgsk->bglk", weights.astype(v.dtype), v)
-  y = (y / weights.sum(-1, keepdims=True)).astype(v.dtype)  # fewer numbers to divide than weights
+  y = divide(y, weights.sum(-1, keepdims=True).astype(v.dtype))  # fewer numbers than weights
   y = y.reshape(b, g, h // g, l, d)
   return y.transpose(0, 3, 1, 2, 4).reshape(b, l, h, d)
+
+
+@jax.custom_vjp
+def divide(x: Array, by: Array) -> Array:
+  """float[... k] / float[... 1], named "attn"; its gradient needs the quotient and not `x`."""
+  return checkpoint_name(x / by, "attn")
+
+
+def _divide(x, by):
+  y = checkpoint_name(x / by, "attn")
+  return y, (y, by)
+
+
+def _divide_gradient(kept, g):
+  y, by = kept
+  return g / by, -(g * y).sum(-1, keepdims=True) / by
+
+
+divide.defvjp(_divide, _divide_gradient)
 
 
 def cudnn(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
