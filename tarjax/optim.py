@@ -72,7 +72,7 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
   elif config.name == "came":
     optimizer = came(schedule, b3=config.b3, **make)
   elif config.name == "muon":
-    optimizer = muon_adamw(schedule, **make)
+    optimizer = muon_nadam(schedule, **make)
   else:
     raise UserError(f"config.optim.name={config.name!r} is none of ['adamw', 'came', 'muon']")
   if config.clip:
@@ -86,7 +86,7 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
   return optimizer
 
 
-def muon_adamw(schedule, b1, b2, eps, weight_decay, mask) -> optax.GradientTransformation:
+def muon_nadam(schedule, b1, b2, eps, weight_decay, mask) -> optax.GradientTransformation:
   """Muon on the matrices of blocks, whose heads are one matrix, and NAdam on everything else.
 
   Updates of matrices are orthogonalized and have the size of Adam's (arXiv 2502.16982, Sec. 2.2).

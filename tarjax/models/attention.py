@@ -103,25 +103,25 @@ def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     logits = jnp.where(mask, logits, MASKED) if mask.dtype == bool else logits + mask
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
   y = jnp.einsum("bgls,bgsk->bglk", weights.astype(v.dtype), v)
-  y = divide(y, weights.sum(-1, keepdims=True).astype(v.dtype))  # fewer numbers than weights
+  y = divide(y, weights.sum(-1, keepdims=True))  # fewer numbers than weights
   y = y.reshape(b, g, h // g, l, d)
   return y.transpose(0, 3, 1, 2, 4).reshape(b, l, h, d)
 
 
 @jax.custom_vjp
 def divide(x: Array, by: Array) -> Array:
-  """float[... k] / float[... 1], named "attn"; its gradient needs the quotient and not `x`."""
-  return checkpoint_name(x / by, "attn")
+  """float[... k] / float32[... 1], named "attn"; its gradient needs the quotient and not `x`."""
+  return _divide(x, by)[0]
 
 
 def _divide(x, by):
-  y = checkpoint_name(x / by, "attn")
+  y = checkpoint_name((x / by).astype(x.dtype), "attn")
   return y, (y, by)
 
 
 def _divide_gradient(kept, g):
   y, by = kept
-  return g / by, -(g * y).sum(-1, keepdims=True) / by
+  return (g / by).astype(y.dtype), -(g * y).astype(by.dtype).sum(-1, keepdims=True) / by
 
 
 divide.defvjp(_divide, _divide_gradient)
