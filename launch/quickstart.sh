@@ -91,29 +91,40 @@ lane() {
   local stage
   for stage in "$@"; do train "$stage" | cat; done
 }
-beside() {
-  half first
-  { half second; lane "$@"; } &
-  other=$!
-  trap 'kill "$other" 2>/dev/null || true' EXIT
+encode() {
+  [[ -f $out/$2/done.json ]] ||
+    "${pin[@]}" "$python" -m tarjax.encode --config="configs/digits/$1.py$variant" \
+      --workdir="$out/$2" --config.seed="$seed"
 }
-join() {
-  wait "$other"
-  trap - EXIT
-  pin=()
+# Until the other lane, which process $2 runs, is done with stage $1.
+await() {
+  while [[ ! -f $out/$1/done.json ]]; do
+    kill -0 "$2" 2>/dev/null || { echo "error: $1 did not finish" >&2 && exit 1; }
+    sleep 1
+  done
+}
+pixels() {
+  half second
+  lane llm vqvae
+  await ta_tok $$
+  encode encode_vq encoded_vq
+  lane ar_dtok
 }
 
 echo "training Tar in $out"
 verb data.tokenizer "$out/tokenizer" "$out/tokenizer_tar" 1024
-beside vqvae
-lane llm siglip2 ta_tok
-join
-[[ -f $out/encoded/done.json ]] ||
-  verb encode --config="configs/digits/encode.py$variant" --workdir="$out/encoded" \
-    --config.seed="$seed"
-beside ar_dtok
+pixels &
+other=$!
+trap 'kill "$other" 2>/dev/null || true' EXIT
+half first
+lane siglip2
+await llm "$other"
+lane ta_tok
+encode encode encoded
 lane mllm sft
-join
+wait "$other"
+trap - EXIT
+pin=()
 [[ -z $dif ]] || lane dc_ae dif_dtok
 cp configs/digits/bundle.json "$out/bundle.json"
 verb evaluate --model "$out" --tasks digits --out "$out/scores.json" --report "$out/report.html" \

@@ -29,8 +29,8 @@ from tarjax.evals.asking import Evaluator
 from tarjax.evals.benchmarks import BENCHMARKS
 from tarjax.evals.tables import Table
 
-STAGES = ("siglip2", "llm", "ta_tok", "vqvae", "encoded", "ar_dtok", "mllm", "sft")
-STAGES += ("dc_ae", "dif_dtok")
+STAGES = ("siglip2", "llm", "ta_tok", "vqvae", "encoded", "encoded_vq")
+STAGES += ("ar_dtok", "mllm", "sft", "dc_ae", "dif_dtok")
 PICTURES = ("geneval", "dpg")
 TASKS = ("digits", *BENCHMARKS, *PICTURES)
 SEEDS = "of each output, from sha256 of its number and its prompt"

@@ -16,7 +16,7 @@ import optax
 
 from tarjax import checkpoint
 from tarjax.config import UserError
-from tarjax.convert.rules import flatten
+from tarjax.convert.rules import flatten, unflatten
 from tarjax.optim import opt_shardings
 from tarjax.sharding import batch_sharding, replicated, shard, tree_shardings
 
@@ -86,32 +86,50 @@ def begin(task, config, optimizer, layout: Layout, key, workdir: Path, mesh, bat
     UserError: with `config.init` or frozen networks, a parameter that was neither loaded nor
       computed nor named in `config.dont_load`; or a start of the wrong names or shapes.
   """
-  shardings = jax.tree.map(lambda x: x.sharding, layout)
-
-  # It runs once, and on CPU optimizing it takes longer than all else before the first step.
-  hurry = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-  places = (shardings.params, shardings.frozen)
-
-  @functools.partial(jax.jit, out_shardings=places, compiler_options=hurry)
-  def init(key):
-    one, two = jax.random.split(key)
-    return nn.meta.unbox(task.init(one)), nn.meta.unbox(task.init_frozen(two))
-
-  random = init(key)
   load = functools.partial(checkpoint.open_tree, relative_to=workdir)
-  params = checkpoint.fill(random[0], config.init.to_dict(), config.dont_load, load)
-  specs = config.frozen.to_dict()
-  frozen = checkpoint.fill(random[1], specs, config.dont_load, load, prefix="frozen/")
+  skip, specs = config.dont_load, (config.init.to_dict(), config.frozen.to_dict())
+  loaded = (
+    checkpoint.fill(layout.params, specs[0], skip, load),
+    checkpoint.fill(layout.frozen, specs[1], skip, load, prefix="frozen/"),
+  )
+  random = draw(task, key, loaded)
+  params, frozen = (
+    unflatten(flatten(tree) | new) for tree, new in zip(loaded, random, strict=True)
+  )
   params, frozen = put(params, layout.params), put(frozen, layout.frozen)
   params, frozen = task.start(params, frozen, load, workdir, batch)
   same_tree(params, layout.params, "")
   same_tree(frozen, layout.frozen, "frozen/")
-  check_filled(random[0] if config.init else {}, params, config.dont_load, "")
-  check_filled(random[1], frozen, config.dont_load, "frozen/")
+  check_filled(random[0] if config.init else {}, params, skip, "")
+  check_filled(random[1], frozen, skip, "frozen/")
   params, frozen = put(params, layout.params), put(frozen, layout.frozen)
-  opt = jax.jit(optimizer.init, out_shardings=shardings.opt)(params)
+  places = jax.tree.map(lambda x: x.sharding, layout.opt)
+  opt = jax.jit(optimizer.init, out_shardings=places)(params)
   checkpoint.save_frozen(workdir, frozen)
   return TrainState(put_step(0, mesh), params, opt), frozen
+
+
+def draw(task, key, trees) -> list[dict[str, jax.Array]]:
+  """The task's random start of what is still abstract in (params, frozen), by name.
+
+  Nothing else is computed: networks that are loaded need neither the time nor the memory.
+  """
+  left = [
+    {name: x.sharding for name, x in flatten(tree).items() if isinstance(x, jax.ShapeDtypeStruct)}
+    for tree in trees
+  ]
+  # It runs once, and on CPU optimizing it takes longer than all else before the first step.
+  hurry = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+  @functools.partial(jax.jit, out_shardings=left, compiler_options=hurry)
+  def init(key):
+    one, two = jax.random.split(key)
+    whole = nn.meta.unbox(task.init(one)), nn.meta.unbox(task.init_frozen(two))
+    return [
+      {name: flatten(tree)[name] for name in names} for tree, names in zip(whole, left, strict=True)
+    ]
+
+  return init(key)
 
 
 def put(tree, layout):
@@ -142,10 +160,10 @@ def same_tree(tree, layout, prefix: str) -> None:
     raise UserError("the task's starting point does not fit:\n  " + "\n  ".join(pairs))
 
 
-def check_filled(random, started, dont_load, prefix: str) -> None:
+def check_filled(random: dict, started, dont_load, prefix: str) -> None:
   """Raises UserError listing parameters that are still the random ones, unless in dont_load."""
   after = flatten(started)
-  names = [prefix + name for name, array in flatten(random).items() if after[name] is array]
+  names = [prefix + name for name, array in random.items() if after[name] is array]
   names = [name for name in names if not checkpoint.skipped(name, dont_load)]
   if names:
     raise UserError(

@@ -111,6 +111,24 @@ def test_two_processes_begin_like_one_and_hold_half_each(tmp_path):
   np.testing.assert_array_equal(kept["teacher/up0/kernel"], first["frozen_up"])
 
 
+def test_only_what_is_not_loaded_is_drawn_and_as_it_would_be_among_all(tmp_path):
+  config = config_of(True)
+  mesh = sharding.make_mesh(config.mesh.to_dict())
+  with jax.set_mesh(mesh):
+    task = fake_stage.Task(config)
+    layout = state.make_layout(task, optim.make_optimizer(config.optim, 9), mesh)
+    key, _ = state.make_keys(config.seed, mesh)
+    whole, frozen = state.draw(task, key, (layout.params, layout.frozen))
+    assert whole.keys() == flatten(layout.params).keys()
+    assert frozen.keys() == flatten(layout.frozen).keys()
+    loaded = {**layout.params, "up0": {"kernel": np.zeros((8, 64)), "bias": np.zeros(64)}}
+    some, none = state.draw(task, key, (loaded, {}))
+  assert not none and some.keys() == {n for n in whole if not n.startswith("up0/")}
+  for name, array in some.items():
+    np.testing.assert_array_equal(array, whole[name], err_msg=name)
+    assert array.sharding == flatten(layout.params)[name].sharding
+
+
 @pytest.mark.parametrize("part", [np.s_[:], np.s_[1:3], np.s_[2:, 4:6], np.s_[0]])
 def test_a_stored_array_is_cut_like_numpys(tmp_path, part):
   write_first(tmp_path)

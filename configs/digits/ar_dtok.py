@@ -17,8 +17,8 @@ def get_config(variant="full"):
   config.scales = {"1": 1.0, "2": 14.0, "3": 1.0}
   config.data = dict(
     sources=[
-      dict(name="records", path="../encoded/t2i", weight=5.0),
-      dict(name="records", path="../encoded/i2t", weight=4.0),
+      dict(name="records", path="../encoded_vq/t2i", weight=5.0),
+      dict(name="records", path="../encoded_vq/i2t", weight=4.0),
     ],
     format="codes",
   )

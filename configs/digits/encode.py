@@ -1,13 +1,11 @@
-"""Pictures of every image task, pre-tokenised for AR-DTok and the Tar MLLM.
+"""Pictures of every image task, pre-tokenised for the Tar MLLM.
 
   python -m tarjax.encode --config=configs/digits/encode.py --workdir=runs/digits/encoded
 
-Tokenizers: ../ta_tok and ../vqvae. 2 CPU cores.
+Tokenizer: ../ta_tok. 2 CPU cores.
 """
 
 from ml_collections import ConfigDict
-
-from configs.digits import base
 
 
 def get_config(variant="full"):
@@ -17,8 +15,8 @@ def get_config(variant="full"):
   return ConfigDict(
     dict(
       ta_tok="../ta_tok",
-      vqvae="../vqvae",
-      vqvae_size=base.VQ_IMAGE,
+      vqvae="",
+      vqvae_size=0,
       seed=0,
       batch=64,
       shard=2_000,

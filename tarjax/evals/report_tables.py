@@ -10,6 +10,7 @@ TITLES: dict[str, str] = {
   "ta_tok": "TA-Tok",
   "vqvae": "VQVAE",
   "encoded": "Pre-tokenisation",
+  "encoded_vq": "Pre-tokenisation for AR-DTok",
   "ar_dtok": "AR-DTok",
   "mllm": "Tar pretraining",
   "sft": "Tar SFT",
