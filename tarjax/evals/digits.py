@@ -27,7 +27,7 @@ from tarjax.evals import digits_scorer, pictures
 SCALES = (1, 2, 3)
 NEAR = 8.0  # a digit that is read this many pixels off still counts as the one painted there
 ASSIGNMENTS = 1 << 16  # codes over which usage and perplexity are counted
-MAX_RECONSTRUCTIONS = 96
+MAX_RECONSTRUCTIONS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Evaluator:
 
   def _ta_tok(self, pipe) -> Iterator[tuple[str, float]]:
     """Codes in use on held-out pictures, and how close the features come back."""
-    count = self.count if self.count < 300 else 336  # 336 x (144 + 36 + 16) codes > ASSIGNMENTS
+    count = self.count if self.count < 300 else 384  # 384 x (144 + 36 + 16) codes > ASSIGNMENTS
     images = np.stack([render(self._scene("ta_tok", i)) for i in range(count)])
     codes, cosines = [], []
     for scale in SCALES:
