@@ -1,6 +1,7 @@
 """A bundle of random networks of the paper configs' tiny sizes, and their evaluators in training.
 
-As a script it is one of several processes: tiny_paper.py HOME OUT writes `scores` to OUT/<i>.json.
+As a script, tiny_paper.py HOME OUT, it is one of several processes and writes `scores` of the MLLM
+to OUT/<process>.json.
 """
 
 import importlib
@@ -18,7 +19,6 @@ from configs import base
 from tarjax import checkpoint, distributed, saving, state, tasks
 from tarjax import config as configs
 from tarjax.data import tokenizer
-from tarjax.data.digits import text_documents
 from tarjax.evals.inside import Evaluators
 from tarjax.stage import make_stage
 
@@ -26,7 +26,6 @@ STAGES = ("mllm", "ta_tok", "ar_dtok", "vqvae")
 PICTURES = 6
 EVALS = {
   "mllm": {
-    "pope": dict(bundle="..", data="../data", limit=5, scale=3, batch=8),
     "geneval": dict(bundle="..", data="../data", scale=3, batch=8),
   },
   "ta_tok": {"reconstruction": dict(count=PICTURES, scales=[3], batch=8)},
@@ -45,6 +44,8 @@ def parse(stage: str, home: Path):
   with config.unlocked():
     config.update(dict(workdir=str(home / stage), evals=evals, eval_every=2))
   config.model.dtype = "float32"
+  if "remat" in config.model:
+    config.model.remat = "none"
   if stage == "vqvae":
     config.data.size = 16  # SSIM needs 11
   return config
@@ -52,7 +53,7 @@ def parse(stage: str, home: Path):
 
 def make_bundle(home: Path) -> Path:
   """Runs, bundle.json and data for the evaluators."""
-  texts = text_documents(count=3000)[::4]
+  texts = [file.read_text() for file in sorted(Path(configs.__file__).parent.glob("*.py"))]
   text = tokenizer.build_tokenizer(home / "tokenizer", base.TINY_WORDS - 22, texts)
   tokenizer.add_image_tokens(text, home / "tokenizer_tar", base.TINY_TA_TOK["codes"])
   for number, stage in enumerate(STAGES):
@@ -66,7 +67,7 @@ def make_bundle(home: Path) -> Path:
     (home / stage / "config.json").write_text(json.dumps({"config": configs.plain(config)}))
   bundle = {
     "components": {stage: stage for stage in STAGES} | {"tokenizer": "tokenizer_tar"},
-    "preprocessing": {"resize": "squash", "drawn": 8, "canvas": 16},
+    "preprocessing": {"resize": "squash", "drawn": 8, "canvas": 28},
     "sampling": {"scale": 3, "text": {"temperature": 0.0}}
     | {"image": {"temperature": 1.0}, "pixels": {"guidance_scale": 2.0}},
   }
@@ -91,10 +92,10 @@ def write_data(data: Path) -> None:
     coarse.resize((36, 30)).save(data / "pictures" / f"{i}.png")
 
 
-def scores(home: Path, mesh: dict, devices=None) -> dict[str, float]:
-  """What every evaluator logs of the runs in HOME."""
+def scores(home: Path, stages, mesh: dict, devices=None) -> dict[str, float]:
+  """What the evaluators of these stages log of the runs in HOME."""
   found = {}
-  for stage in STAGES:
+  for stage in stages:
     config = parse(stage, home)
     config.mesh = mesh
     made = make_stage(config, devices)
@@ -112,6 +113,6 @@ def scores(home: Path, mesh: dict, devices=None) -> dict[str, float]:
 if __name__ == "__main__":
   jax.config.update("jax_default_matmul_precision", "highest")
   distributed.start([])
-  found = scores(Path(sys.argv[1]), {"data": 1, "fsdp": 2, "model": 1})
+  found = scores(Path(sys.argv[1]), ["mllm"], {"data": 1, "fsdp": 2, "model": 1})
   Path(sys.argv[2], f"{jax.process_index()}.json").write_text(json.dumps(found))
   sys.exit(distributed.leave(0, together=True))

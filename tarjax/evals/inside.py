@@ -112,9 +112,10 @@ def digits(config, batch: int, parts=("t2i", "i2t"), **given) -> Run:
   from tarjax.evals import digits
   from tarjax.evals.digits_scorer import Scorer
 
-  evaluator = digits.Evaluator(Scorer(), parts=parts, **given)
+  evaluator = digits.Evaluator(None, parts=parts, **given)
 
   def run(pipe, step):
+    evaluator.scorer = evaluator.scorer or Scorer()
     for name, value in evaluator.run(pipe):
       yield f"digits/{name}", value
 
