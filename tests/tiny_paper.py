@@ -51,22 +51,15 @@ def parse(stage: str, home: Path):
   return config
 
 
-def make_bundle(home: Path) -> Path:
+def make_bundle(home: Path, stages=STAGES) -> Path:
   """Runs, bundle.json and data for the evaluators."""
-  texts = [file.read_text() for file in sorted(Path(configs.__file__).parent.glob("*.py"))]
-  text = tokenizer.build_tokenizer(home / "tokenizer", base.TINY_WORDS - 22, texts)
-  tokenizer.add_image_tokens(text, home / "tokenizer_tar", base.TINY_TA_TOK["codes"])
-  for number, stage in enumerate(STAGES):
-    config = parse(stage, home)
-    task = tasks.make_task(config)
-    saver = saving.Saver(home / stage, 1)
-    params = random_tree(task.init, number)
-    saver.save(1, state.TrainState(1, params, {"count": np.zeros(())}), {})
-    saver.close()
-    checkpoint.save_frozen(home / stage, random_tree(task.init_frozen, 7))
-    (home / stage / "config.json").write_text(json.dumps({"config": configs.plain(config)}))
+  parts = {stage: stage for stage in stages}
+  if "mllm" in stages:
+    parts["tokenizer"] = make_tokenizer(home)
+  for number, stage in enumerate(stages):
+    make_run(home, stage, number)
   bundle = {
-    "components": {stage: stage for stage in STAGES} | {"tokenizer": "tokenizer_tar"},
+    "components": parts,
     "preprocessing": {"resize": "squash", "drawn": 8, "canvas": 28},
     "sampling": {"scale": 3, "text": {"temperature": 0.0}}
     | {"image": {"temperature": 1.0}, "pixels": {"guidance_scale": 2.0}},
@@ -74,6 +67,24 @@ def make_bundle(home: Path) -> Path:
   (home / "bundle.json").write_text(json.dumps(bundle))
   write_data(home / "data")
   return home
+
+
+def make_tokenizer(home: Path) -> str:
+  texts = [file.read_text() for file in sorted(Path(configs.__file__).parent.glob("*.py"))]
+  text = tokenizer.build_tokenizer(home / "tokenizer", base.TINY_WORDS - 22, texts)
+  tokenizer.add_image_tokens(text, home / "tokenizer_tar", base.TINY_TA_TOK["codes"])
+  return "tokenizer_tar"
+
+
+def make_run(home: Path, stage: str, seed: int) -> None:
+  config = parse(stage, home)
+  task = tasks.make_task(config)
+  saver = saving.Saver(home / stage, 1)
+  params = random_tree(task.init, seed)
+  saver.save(1, state.TrainState(1, params, {"count": np.zeros(())}), {})
+  saver.close()
+  checkpoint.save_frozen(home / stage, random_tree(task.init_frozen, 7))
+  (home / stage / "config.json").write_text(json.dumps({"config": configs.plain(config)}))
 
 
 def write_data(data: Path) -> None:
