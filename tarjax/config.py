@@ -30,6 +30,7 @@ REQUIRED = {
 }
 OPTIONAL = {
     "eval_batches": 4,
+    "evals": {},  # evaluators by name with their arguments, see tarjax/evals/inside.py
     "compiler": {},  # options by chip, see configs/base.py
     "accumulate": 1,  # parts that a batch is taken in
     "keep_every": 0,  # also keep each save whose step is a multiple of this
@@ -47,8 +48,8 @@ OPTIONAL_OPTIM = {"restart_codes", "ema"}
 # Keys that may change between two starts of one run, because no weight depends on them.
 FREE = {
     "mesh", "compiler", "accumulate", "log_every", "save_every", "eval_every", "eval_batches",
-    "keep", "keep_every", "nonfinite_limit", "nonfinite_then", "hang_seconds", "profile_steps",
-    "wandb",
+    "evals", "keep", "keep_every", "nonfinite_limit", "nonfinite_then", "hang_seconds",
+    "profile_steps", "wandb",
     "data/max_damaged", "data/workers", "data/threads", "data/prefetch",
 }
 # fmt: on

@@ -7,12 +7,18 @@
 
   python -m tarjax.evaluate --model runs/tar --tasks geneval,dpg --data DATA --out results.json
 
+  python -m tarjax.evaluate --model runs/tar --tasks reconstruction --data /data/imagenet_val
+      --out results.json
+
 Stages whose run directories lie in the model's folder enter the report of `digits` with their
 curves, time and memory. The benchmarks are read from DATA and answered greedily at scale 1; their
 answers are kept beside the results, in results.answers.jsonl, where --resume goes on. The pictures
 of GenEval and DPG-Bench go to results.geneval and results.dpg, for their judges:
 `tarjax.evals.geneval`, and ELLA's program, whose results `tarjax.evals.dpg` reads. --best_of N
 keeps of N candidates for each picture the one that the model itself judges best.
+
+For `reconstruction`, DATA is a folder of pictures, or NAME:PATH with any format of the README's
+table; tokenizers are enough of a model. The work of all tasks is shared by all devices.
 """
 
 import argparse
@@ -32,7 +38,8 @@ from tarjax.evals.tables import Table
 STAGES = ("siglip2", "llm", "ta_tok", "vqvae", "encoded", "encoded_vq")
 STAGES += ("ar_dtok", "mllm", "sft", "dc_ae", "dif_dtok")
 PICTURES = ("geneval", "dpg")
-TASKS = ("digits", *BENCHMARKS, *PICTURES)
+RECONSTRUCTION = "reconstruction"
+TASKS = ("digits", *BENCHMARKS, *PICTURES, RECONSTRUCTION)
 SEEDS = "of each output, from sha256 of its number and its prompt"
 
 
@@ -53,6 +60,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
   others = parser.add_argument_group("benchmarks")
   others.add_argument("--data", help="folder with copies of the data sets, lmms-lab/NAME in NAME")
   others.add_argument("--limit", type=int, default=0, help="only the first so many of each")
+  others.add_argument("--resize", default="crop", help="of pictures to reconstruct, or squash")
   others.add_argument("--resume", action="store_true", help="keep the answers that are there")
   return parser.parse_args(argv)
 
@@ -67,10 +75,14 @@ def run(args: argparse.Namespace, began: float) -> None:
     if name in BENCHMARKS
   }
   jobs = {name: jobs_of(args, name) for name in names if name in PICTURES}
+  rebuilder = rebuilder_of(args) if RECONSTRUCTION in names else None
+  from tarjax.bundle import COMPONENTS
+  from tarjax.devices import Devices
   from tarjax.evals import provenance  # imports jax
   from tarjax.pipeline import TarPipeline
 
-  pipe = TarPipeline.load(args.model, args.batch)
+  needed = ("vqvae",) if names == [RECONSTRUCTION] else COMPONENTS
+  pipe = TarPipeline.load(args.model, args.batch, Devices.all(), needed)
   model = provenance.of_model(pipe)
   scores: dict = {}
   if "digits" in names:
@@ -79,6 +91,8 @@ def run(args: argparse.Namespace, began: float) -> None:
     scores["benchmarks"] = benchmarks(args, pipe, tables, model)
   if jobs:
     scores["pictures"] = pictures(args, pipe, jobs, model)
+  if rebuilder:
+    scores[RECONSTRUCTION] = reconstruction(args, pipe, rebuilder)
   scores["provenance"] = {"model": args.model} | model | provenance.of_code()
   write_json(Path(args.out), scores)
   print(f"scores: {args.out}")
@@ -101,6 +115,8 @@ def check(args: argparse.Namespace, names: list[str]) -> None:
       raise UserError(f"--{flag} must {wrong}, got {getattr(args, flag)}")
   if names != ["digits"] and not args.data:
     raise UserError(f"--tasks {args.tasks} needs --data, the folder of the data sets")
+  if RECONSTRUCTION in names and not {*names} <= {RECONSTRUCTION, "digits"}:
+    raise UserError("--data of reconstruction are pictures: run the other tasks apart from it")
   if args.report and "digits" not in names:
     raise UserError("--report shows the digits, which are not among the tasks")
   for path in filter(None, (args.out, args.report)):
@@ -206,6 +222,26 @@ def pictures(args: argparse.Namespace, pipe, jobs: dict[str, list], model: dict)
     drawing.draw(todo, generate, args.batch, lambda text, name=name: print(f"{name}: {text}"))
     found[name] = {"prompts": len(todo), "folder": str(folder), "limit": args.limit} | how
   return found
+
+
+def rebuilder_of(args: argparse.Namespace):
+  from tarjax.evals import reconstruction
+
+  source = reconstruction.make_source(args.data)
+  how = {"count": args.limit, "batch": args.batch, "resize": args.resize, "say": print}
+  if args.scale:
+    how["scales"] = (args.scale,)
+  return reconstruction.Evaluator(source, **how)
+
+
+def reconstruction(args: argparse.Namespace, pipe, evaluator) -> dict:
+  """Distances and use of codes, and what they depend on, printed."""
+  scores = evaluator.score(pipe)
+  for name, score in scores.items():
+    print(f"{name:40}{score['value']:10.4g}")
+  facts = {"pictures": evaluator.count - evaluator.damaged, "damaged": evaluator.damaged}
+  facts |= {"data": args.data, "limit": args.limit, "resize": args.resize}
+  return {"scores": scores} | facts | {"sampler": pipe.bundle["sampling"].get("pixels", {})}
 
 
 def measure(evaluator, pipe) -> dict:

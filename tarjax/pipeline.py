@@ -1,21 +1,10 @@
 """TarPipeline: a bundle of checkpoints that reads and draws, behind every verb that uses a model.
 
-A bundle is a folder with bundle.json, which names the component runs and the tokenizer (relative
-to the folder), the sides in pixels that AR-DTok draws at and that pictures are resized to, and the
-default sampling:
-
-  {"components": {"tokenizer": "tokenizer_tar", "mllm": "sft", "ta_tok": "ta_tok",
-                  "ar_dtok": "ar_dtok", "vqvae": "vqvae", "dif_dtok": "dif_dtok", "dc_ae": "dc_ae"},
-   "preprocessing": {"resize": "squash", "drawn": 24, "canvas": 48},
-   "sampling": {"scale": 1, "text": {...}, "image": {...}, "pixels": {...}, "dif": {...}}}
-
-The last two components are optional: a bundle whose folders of these are absent draws by AR-DTok
-only.
+What a bundle is stands in `tarjax.bundle`.
 """
 
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,21 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tarjax import checkpoint, sampling
+from tarjax import bundle as bundles
+from tarjax import sampling
+from tarjax.bundle import COMPONENTS, OPTIONAL
 from tarjax.config import UserError
 from tarjax.data import tokens, transforms
 from tarjax.detokenizer import DifDetokenizer
-from tarjax.models import tar
-from tarjax.models.ar_dtok import ArDtok, ArDtokConfig
-from tarjax.models.qwen2 import Qwen2, Qwen2Config
+from tarjax.devices import Devices
 from tarjax.models.siglip2 import VisionTower
-from tarjax.models.ta_tok import TaTok, TaTokConfig, pool
-from tarjax.models.vqvae import VqVae, VqVaeConfig, to_uint8
+from tarjax.models.ta_tok import pool
+from tarjax.models.vqvae import to_uint8
 from tarjax.tasks import ta_tok
 from tarjax.tasks.inputs import SCALES, pixels
 
-COMPONENTS = ("tokenizer", "mllm", "ta_tok", "ar_dtok", "vqvae")
-OPTIONAL = ("dif_dtok", "dc_ae")
 DETOKENIZERS = ("ar", "dif")
 PROMPT_BUCKET = 32  # prompts are padded to a multiple, so that few programs are compiled
 
@@ -48,71 +35,80 @@ class Drawn(NamedTuple):
 
 
 class TarPipeline:
-  """Load it with `TarPipeline.load(folder)`; batches of any size are cut to `batch`."""
+  """Load it with `TarPipeline.load(folder)`; batches of any size are cut to `batch`.
 
-  def __init__(self, folder: Path, bundle: dict, batch: int = 64):
+  Components that are missing are None. Those in `training` are runs that have not ended, by their
+  configs; `settle` brings their parameters.
+  """
+
+  def __init__(
+    self,
+    folder: Path,
+    bundle: dict,
+    batch: int = 64,
+    devices: Devices | None = None,
+    training: Mapping[str, Any] | None = None,
+  ):
     self.folder, self.bundle, self.batch = folder, bundle, batch
-    parts = bundle["components"]
-    self.tok = tokens.load_tokenizer(folder / parts["tokenizer"])
-    self.vocab = tokens.make_vocab(self.tok)
-    config = {name: checkpoint.read_config(folder / parts[name]) for name in COMPONENTS[1:]}
-    self.mllm: Any = Qwen2(Qwen2Config(**config["mllm"].model))
-    self.ta_tok: Any = TaTok(TaTokConfig(**config["ta_tok"].model))
-    self.ar_dtok: Any = ArDtok(ArDtokConfig(**config["ar_dtok"].model))
-    self.vqvae: Any = VqVae(VqVaeConfig(**config["vqvae"].model))
-    self._check(config)
-    trees: dict[str, Any] = {n: checkpoint.load(str(folder / parts[n])) for n in COMPONENTS[1:]}
-    self.frozen = checkpoint.load(str(folder / parts["ta_tok"]), frozen=True)
-    trees["ta_tok"] = ta_tok.merge(trees["ta_tok"], self.frozen)
-    self.params = jax.device_put(trees)
-    book = jax.jit(lambda p: self.ta_tok.apply({"params": p}, method="codebook"))
-    self.codebook = book(self.params["ta_tok"])
-    self.codes = self.ta_tok.cfg.codes
+    self.devices = devices or Devices()
+    parts, training = bundle["components"], training or {}
+    self.tok: Any = None
+    self.vocab: Any = None
+    if "tokenizer" in parts:
+      self.tok = tokens.load_tokenizer(folder / parts["tokenizer"])
+      self.vocab = tokens.make_vocab(self.tok)
+    config = bundles.configs(folder, bundle, training)
+    modules = {name: bundles.NETWORKS[name](config[name]) for name in config}
+    self.mllm: Any = modules.get("mllm")
+    self.ta_tok: Any = modules.get("ta_tok")
+    self.ar_dtok: Any = modules.get("ar_dtok")
+    self.vqvae: Any = modules.get("vqvae")
+    bundles.check(modules, config["mllm"].words if "mllm" in config else None, self.vocab)
+    self.codes = self.ta_tok.cfg.codes if self.ta_tok else 0
+    self._stored, self.frozen = bundles.load(folder, bundle, config.keys() - training.keys())
     self.dif: DifDetokenizer | None = None
     runs = [folder / parts[name] for name in OPTIONAL if name in parts]
-    if len(runs) == len(OPTIONAL) and all(run.is_dir() for run in runs):
+    if not training and len(runs) == len(OPTIONAL) and all(run.is_dir() for run in runs):
       self.dif = DifDetokenizer(*runs)
     self._compiled: dict[Any, Any] = {}
+    self.release()
 
   @classmethod
-  def load(cls, folder: str | Path, batch: int = 64) -> "TarPipeline":
+  def load(
+    cls,
+    folder: str | Path,
+    batch: int = 64,
+    devices: Devices | None = None,
+    needed: Collection[str] = COMPONENTS,
+  ) -> "TarPipeline":
     """Reads bundle.json and all that it names.
 
     Raises:
       UserError: no bundle, a missing component, or components that do not fit each other.
     """
-    folder = Path(folder)
-    path = folder / "bundle.json"
-    if not path.is_file():
-      raise UserError(f"{folder} is not a model: it has no bundle.json")
-    try:
-      bundle = json.loads(path.read_text())
-      parts = bundle["components"]
-    except (ValueError, KeyError, TypeError) as e:
-      raise UserError(f"{path} is damaged: {e}") from e
-    for name in COMPONENTS:
-      if name not in parts:
-        raise UserError(f"{path} names no component {name!r}")
-      if not (folder / parts[name]).is_dir():
-        raise UserError(f"component {name!r} of {path} is missing: no folder {parts[name]!r}")
-    return cls(folder, bundle, batch)
+    pipe = cls(Path(folder), bundles.read(Path(folder), needed), batch, devices)
+    pipe.settle()
+    return pipe
 
-  def _check(self, config) -> None:
-    """Sizes of the components against each other."""
-    encoder, ar = self.ta_tok.cfg.encoder, self.ar_dtok.config
-    used = self.vocab.image0 + self.vocab.codes
-    pairs = (
-      ("the tokenizer's visual words", self.vocab.codes, "TA-Tok's codes", self.ta_tok.cfg.codes),
-      ("AR-DTok's cond_width", ar.cond_width, "TA-Tok's features", encoder.width),
-      ("AR-DTok's vocabulary", ar.vocab, "the VQVAE's codes", self.vqvae.config.codes),
-      ("the tokenizer's length", used, "the MLLM's words", self._words(config["mllm"].words)),
-    )
-    for one, a, other, b in pairs:
-      if a != b:
-        raise UserError(f"components do not fit: {one} are {a}, {other} {b}")
+  def settle(self, trained: Mapping[str, Any] | None = None, frozen: Any = None) -> None:
+    """Puts the parameters on the devices.
 
-  def _words(self, words) -> int:
-    return words.text_rows + tar.MARKS + words.codes
+    Args:
+      trained: of the components in training, which are there already.
+      frozen: the frozen tree of a TA-Tok in training.
+    """
+    params = self.devices.copy(self._stored) | dict(trained or {})
+    if frozen is not None:
+      self.frozen, params["ta_tok"] = frozen, ta_tok.merge(params["ta_tok"], frozen)
+    self.params = params
+    if self.ta_tok:
+      book = self._jit("codebook", lambda p: self.ta_tok.apply({"params": p}, method="codebook"))
+      self.codebook = book(params["ta_tok"])
+
+  def release(self) -> None:
+    """Leaves the devices to others, until the next `settle`."""
+    self.params: dict[str, Any] = {}
+    self.codebook: Any = None
 
   # Pictures in
 
@@ -142,9 +138,8 @@ class TarPipeline:
       return jnp.stack([rec, target], 1)
 
     small = np.stack([self.prepare(i) for i in images])
-    both = self._map(
-      ("features", scale), run, (self.params["ta_tok"], self.frozen["teacher"]), small
-    )
+    teachers = self.devices.copy(self.frozen["teacher"])
+    both = self._map(("features", scale), run, (self.params["ta_tok"], teachers), small)
     return both[:, 0], both[:, 1]
 
   # Pictures out
@@ -172,16 +167,18 @@ class TarPipeline:
     def pixels_of(params, ids):
       return self.vqvae.apply({"params": params}, ids, method="decode_indices")
 
-    pictures = []
-    for rows, real in batches(len(codes), self.batch):
-      cond = self._jit("condition", condition)(self.params["ta_tok"], self.codebook, codes[rows])
-      seed = jnp.asarray(np.asarray(seeds, np.uint32)[rows])
+    pictures, numbers = [], np.asarray(seeds, np.uint32)
+    for rows, real in self.devices.batches(len(codes), self.batch):
+      book, ids = self.codebook, self.devices.rows(codes[rows])
+      cond = self._jit("condition", condition)(self.params["ta_tok"], book, ids)
       if dif:
-        pictures.append(dif.draw(cond, seed, **chosen)[:real])
+        cond = jnp.asarray(self.devices.host(cond))  # on the default device, as Dif-DTok is
+        pictures.append(dif.draw(cond, numbers[rows], **chosen)[:real])
         continue
+      seed = self.devices.rows(numbers[rows])
       ids = sampling.generate_codes(self.ar_dtok, self.params["ar_dtok"], cond, seed, **chosen)
       drawn = self._jit("pixels", pixels_of)(self.params["vqvae"], ids)
-      pictures.append(to_uint8(np.asarray(drawn)[:real]))
+      pictures.append(to_uint8(self.devices.host(drawn)[:real]))
     return self._canvas(np.concatenate(pictures))
 
   def detokenizer(self, name: str) -> DifDetokenizer | None:
@@ -205,20 +202,26 @@ class TarPipeline:
 
   def reconstruct_vqvae(self, images: Sequence[np.ndarray]) -> np.ndarray:
     """Picture -> VQVAE -> picture, uint8[b y x 3]: the ceiling of AR-DTok."""
+    return self._canvas(to_uint8(self._through_vqvae(images, "rec")))
 
+  def encode_vqvae(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures uint8[y x 3] -> codes int32[b h w] of the VQVAE."""
+    return self._through_vqvae(images, "indices")
+
+  def _through_vqvae(self, images, name: str) -> np.ndarray:
     def run(params, x):
-      return self.vqvae.apply({"params": params}, pixels(x))["rec"]
+      return self.vqvae.apply({"params": params}, pixels(x))[name]
 
     side = self.bundle["preprocessing"]["drawn"]
     small = np.stack([transforms.squash(i, side) for i in images])
-    return self._canvas(to_uint8(self._map("vqvae", run, (self.params["vqvae"],), small)))
+    return self._map(("vqvae", name), run, (self.params["vqvae"],), small)
 
   def reconstruct_dc_ae(self, images: Sequence[np.ndarray]) -> np.ndarray:
     """Picture -> DC-AE -> picture, uint8[b y x 3]: the ceiling of Dif-DTok."""
     dif: Any = self.detokenizer("dif")
     small = np.stack([transforms.squash(i, dif.side) for i in images])
-    parts = [dif.rebuild(small[rows])[:real] for rows, real in batches(len(small), self.batch)]
-    return self._canvas(np.concatenate(parts))
+    parts = self.devices.batches(len(small), self.batch)
+    return self._canvas(np.concatenate([dif.rebuild(small[rows])[:real] for rows, real in parts]))
 
   def _canvas(self, pictures: np.ndarray) -> np.ndarray:
     """uint8[b y x 3] at the size they were drawn -> at the size of the bundle's canvas."""
@@ -332,21 +335,19 @@ class TarPipeline:
     for row, prompt in enumerate(prompts):
       ids[row, length - len(prompt) :] = prompt
       mask[row, length - len(prompt) :] = True
-    out = []
-    for rows, real in batches(len(prompts), self.batch):
+    out, seeds = [], np.asarray(seeds, np.uint32)
+    for rows, real in self.devices.batches(len(prompts), self.batch):
       new = sampling.generate_tokens(
         self.mllm,
         self.params["mllm"],
-        jnp.asarray(ids[rows]),
-        jnp.asarray(mask[rows]),
-        jnp.asarray(np.asarray(seeds, np.uint32)[rows]),
+        *(self.devices.rows(x[rows]) for x in (ids, mask, seeds)),
         max_new=max_new,
         stop_ids=stops,
         vocab_limit=self.vocab.image0 + self.codes,
         pad_id=self.vocab.pad,
         **settings,
       )
-      out.append(np.asarray(new)[:real])
+      out.append(self.devices.host(new)[:real])
     return np.concatenate(out)
 
   # Compiled once per shape
@@ -358,21 +359,10 @@ class TarPipeline:
 
   def _map(self, key, function, trees, array: np.ndarray) -> np.ndarray:
     out = []
-    for rows, real in batches(len(array), self.batch):
-      out.append(np.asarray(self._jit(key, function)(*trees, jnp.asarray(array[rows])))[:real])
+    for rows, real in self.devices.batches(len(array), self.batch):
+      made = self._jit(key, function)(*trees, self.devices.rows(array[rows]))
+      out.append(self.devices.host(made)[:real])
     return np.concatenate(out)
-
-
-def batches(count: int, size: int):
-  """Row indices in batches; the last is padded to a power of two by repeating row 0.
-
-  Yields (int[rows], how many of them are real).
-  """
-  for start in range(0, count, size):
-    real = min(size, count - start)
-    rows = np.zeros(min(size, 1 << (real - 1).bit_length()), int)
-    rows[:real] = np.arange(start, start + real)
-    yield rows, real
 
 
 def only_codes(ids: np.ndarray, first: int, codes: int, count: int) -> np.ndarray:

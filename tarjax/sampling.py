@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarjax.models import ar_dtok, qwen2
+from tarjax.sharding import batch_parts
 
 Array = jax.Array | np.ndarray
 REMOVED = -1e30  # finite, so that differences and products of removed logits are not NaN
@@ -150,9 +151,10 @@ def _codes(module, params, cond, seeds, scale, interval, settings, return_logits
 
   logits, cache = prefill(cond)
   if scale is not None:
-    null = prefill(ar_dtok.null_condition(c, cond[:1]))
+    rows = batch_parts()  # one on each device of the mesh, if one is set
+    null = prefill(ar_dtok.null_condition(c, cond[:rows]))
     logits, cache = jax.tree.map(
-      lambda x, y, axis: jnp.concatenate([x, jnp.repeat(y, b, axis)], axis),
+      lambda x, y, axis: jnp.concatenate([x, jnp.repeat(y, b // rows, axis)], axis),
       (logits, cache),
       null,
       (0, {"k": 1, "v": 1}),

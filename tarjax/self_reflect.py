@@ -16,7 +16,7 @@ import numpy as np
 from tarjax.config import UserError
 from tarjax.data import tokens
 from tarjax.data.fields import MATCHES
-from tarjax.pipeline import PROMPT_BUCKET, TarPipeline, batches
+from tarjax.pipeline import PROMPT_BUCKET, TarPipeline
 
 FEEDS = ("ids", "reencoded")  # how a candidate is shown: as its words, or as its picture read again
 
@@ -65,11 +65,10 @@ def judge(
     asked.append(tokens.chat_prompt(pipe.tok, pipe.vocab, conversation, [own, *others]))
   yes, no = answer_ids(pipe.tok)
   parts = []
-  for rows, real in batches(len(asked), pipe.batch):
-    found = score_answers(
-      pipe.mllm, pipe.params["mllm"], *padded([asked[i] for i in rows], pipe.vocab.pad), yes, no
-    )
-    parts.append(np.asarray(found)[:real])
+  for rows, real in pipe.devices.batches(len(asked), pipe.batch):
+    ids, last = map(pipe.devices.rows, padded([asked[i] for i in rows], pipe.vocab.pad))
+    found = score_answers(pipe.mllm, pipe.params["mllm"], ids, last, yes, no)
+    parts.append(pipe.devices.host(found)[:real])
   return np.concatenate(parts)
 
 

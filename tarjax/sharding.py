@@ -91,13 +91,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
 def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
   """Raises ValueError unless every device gets as many rows of every part of a batch."""
-  split = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+  split = batch_parts(mesh) * accumulate
   if batch % split:
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     raise ValueError(
       f"config.batch={batch} does not divide over data x fsdp x accumulate = {split}: "
       f"config.mesh is {sizes} here, and config.accumulate={accumulate}"
     )
+
+
+def batch_parts(mesh: Mesh | None = None) -> int:
+  """How many parts of a batch lie apart: on a mesh, or on the one that is set; without any, 1."""
+  shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
+  return math.prod(shape.get(axis, 1) for axis in ("data", "fsdp"))
 
 
 def slice_of(device) -> int:

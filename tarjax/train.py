@@ -69,6 +69,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
   from tarjax import state as states
   from tarjax.data import damage
   from tarjax.data.pipeline import make_batches, sample_ids
+  from tarjax.evals.inside import Evaluators
   from tarjax.evals.loss import Evaluator
   from tarjax.stage import make_stage
 
@@ -139,6 +140,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
       static=task.static,
       count=config.eval_batches,
     )
+    evaluators = Evaluators(config, mesh)
     clock = metrics.Clock(workdir, began)
     writer = closing(writers.Writer(workdir, step, config.wandb, plain(config)))
     meter = metrics.Meter(config.batch, config.model.get("codes"))
@@ -202,6 +204,9 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
       if evaluate:
         with clock.during("eval"):
           values |= dict(evaluator.run(state))
+          if not stopping:
+            watchdog.pause()
+            values |= dict(evaluators.run(state, frozen))
         meter.restart()
       writer.write(step, values)
       progress.show(step, values)

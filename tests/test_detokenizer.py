@@ -14,6 +14,7 @@ import pytest
 from tarjax import checkpoint, diffusion, saving
 from tarjax.config import UserError
 from tarjax.detokenizer import DifDetokenizer
+from tarjax.devices import Devices
 from tarjax.models.dc_ae import DcAe, DcAeConfig
 from tarjax.models.dif_dtok import DifDtok, DifDtokConfig
 from tarjax.pipeline import TarPipeline
@@ -122,6 +123,7 @@ def pipeline(dif):
   """A pipeline of which only the de-tokenizer is there."""
   pipe: Any = object.__new__(TarPipeline)
   pipe.folder, pipe.batch, pipe.dif, pipe._compiled = Path("model"), 2, dif, {}
+  pipe.devices = Devices()
   sampling = {"pixels": {}, "dif": {"steps": 3, "sampler": "euler"}}
   pipe.bundle = {"sampling": sampling, "preprocessing": {"canvas": 8}}
   pipe.ta_tok, pipe.params, pipe.codebook = Features(), {"ta_tok": {}}, jnp.zeros(1)

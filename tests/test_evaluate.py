@@ -40,6 +40,9 @@ def call(tmp_path, **changed) -> list[str]:
     ({"limit": -1}, "--limit must not be negative"),
     ({"batch": 0}, "--batch must be at least 1"),
     ({"best_of": 0}, "--best_of must be at least 1"),
+    ({"tasks": "reconstruction", "data": "/nowhere"}, "--data /nowhere: "),
+    ({"tasks": "reconstruction", "data": "digits:x"}, "--data digits:x: "),
+    ({"tasks": "reconstruction,pope", "data": "/tmp"}, "run the other tasks apart from it"),
     ({"judge_feed": "x"}, "--judge_feed must be ids or reencoded, not x"),
   ],
 )
@@ -102,7 +105,7 @@ class Evaluator:
 
 
 def test_scores_report_and_table(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(TarPipeline, "load", lambda folder, batch: Pipe(folder))
+  monkeypatch.setattr(TarPipeline, "load", lambda folder, *_: Pipe(folder))
   monkeypatch.setattr(digits, "Evaluator", Evaluator)
   monkeypatch.setattr(digits_scorer, "Scorer", lambda: None)
   (tmp_path / "mllm").mkdir()
@@ -127,7 +130,7 @@ def test_scores_report_and_table(tmp_path, capsys, monkeypatch):
 
 
 def test_benchmarks_are_scored_with_what_they_depend_on(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(TarPipeline, "load", lambda folder, batch: Pipe(folder))
+  monkeypatch.setattr(TarPipeline, "load", lambda folder, *_: Pipe(folder))
   benchmark_data.write_all(tmp_path / "data", ["pope", "gqa"])
   argv = call(tmp_path, tasks="gqa,pope", data=tmp_path / "data", batch=4, limit=1)
   assert evaluate.main(argv, time.time()) == 0
@@ -145,7 +148,7 @@ def test_benchmarks_are_scored_with_what_they_depend_on(tmp_path, capsys, monkey
 
   changed = Pipe(tmp_path)
   changed.params = {"mllm": {"w": np.ones(3)}}
-  monkeypatch.setattr(TarPipeline, "load", lambda folder, batch: changed)
+  monkeypatch.setattr(TarPipeline, "load", lambda folder, *_: changed)
   assert evaluate.main([*argv, "--resume"], time.time()) == 2
   assert "scores.answers.jsonl cannot be resumed: checkpoint.mllm was" in capsys.readouterr().err
 
@@ -159,7 +162,7 @@ def test_pictures_are_the_best_of_several(tmp_path, capsys, monkeypatch):
     drawn.extend(prompts)
     return [Drawn(np.zeros((8, 8, 3), np.uint8), np.zeros(1, np.int32)) for _ in prompts]
 
-  monkeypatch.setattr(TarPipeline, "load", lambda folder, batch: Pipe(folder))
+  monkeypatch.setattr(TarPipeline, "load", lambda folder, *_: Pipe(folder))
   monkeypatch.setattr(self_reflect, "best_of", best_of)
   cat = [{"class": "cat", "count": 1}]
   lines = [{"tag": "single_object", "prompt": prompt, "include": cat} for prompt in ("1", "2")]
@@ -181,7 +184,7 @@ def test_pictures_are_the_best_of_several(tmp_path, capsys, monkeypatch):
 
 def test_digits_are_the_best_of_several(tmp_path, monkeypatch):
   made = []
-  monkeypatch.setattr(TarPipeline, "load", lambda folder, batch: Pipe(folder))
+  monkeypatch.setattr(TarPipeline, "load", lambda folder, *_: Pipe(folder))
   monkeypatch.setattr(digits, "Evaluator", lambda scorer, **how: made.append(how) or Evaluator(0))
   monkeypatch.setattr(digits_scorer, "Scorer", lambda: None)
   monkeypatch.setattr(self_reflect, "best_of", lambda pipe, prompts, **how: how)

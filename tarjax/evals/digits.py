@@ -25,6 +25,7 @@ from tarjax.data.scenes import COLOURS, DIGITS, Scene, render, stream
 from tarjax.evals import digits_scorer, pictures
 
 SCALES = (1, 2, 3)
+PARTS = ("bounds", "t2i", "i2t", "ta_tok", "reconstruction")
 NEAR = 8.0  # a digit that is read this many pixels off still counts as the one painted there
 ASSIGNMENTS = 1 << 16  # codes over which usage and perplexity are counted
 MAX_RECONSTRUCTIONS = 64
@@ -72,6 +73,7 @@ class Evaluator:
     scale: pool scale of the visual words that pictures are drawn through.
     temperature: of the visual words; None is the pipeline's own.
     draw: what draws in the place of `pipe.generate`, with its arguments.
+    parts: of `PARTS`; bounds are ceiling and chance.
   """
 
   def __init__(
@@ -83,23 +85,34 @@ class Evaluator:
     scale: int = 2,
     temperature: float | None = None,
     draw: Callable[..., Sequence] | None = None,
+    parts: Sequence[str] = PARTS,
   ):
+    if unknown := sorted(set(parts) - set(PARTS)):
+      raise ValueError(f"digits have no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
     if count < 2 * len(words.CATEGORIES):
       raise ValueError(f"count={count} is too few: two prompts of each of six categories")
     self.scorer, self.count, self.seed = scorer, count, seed
-    self.scale, self.temperature, self.draw = scale, temperature, draw
+    self.scale, self.temperature, self.draw, self.parts = scale, temperature, draw, parts
+    self._empty()
+
+  def _empty(self) -> None:
     self.drawings: list[Drawing] = []
     self.answers: list[Answer] = []
     self.rebuilt: list[Rebuilt] = []
 
   def run(self, pipe) -> Iterator[tuple[str, float]]:
     """Everything that can be measured on a `TarPipeline`."""
-    prompts = digits.t2i_prompts(self.count, self.seed)
-    yield from self._bounds()
-    yield from self._t2i(pipe, prompts)
-    yield from self._i2t(pipe)
-    yield from self._ta_tok(pipe)
-    yield from self._reconstruction(pipe)
+    self._empty()
+    measure = {
+      "bounds": lambda _: self._bounds(),
+      "t2i": self._t2i,
+      "i2t": self._i2t,
+      "ta_tok": self._ta_tok,
+      "reconstruction": self._reconstruction,
+    }
+    for part in PARTS:
+      if part in self.parts:
+        yield from measure[part](pipe)
 
   def _bounds(self) -> Iterator[tuple[str, float]]:
     """The scorer on true pictures of the same prompts, and guessing."""
@@ -115,7 +128,8 @@ class Evaluator:
       for name, value in values.items():
         yield f"chance/{group}/{name}", value
 
-  def _t2i(self, pipe, prompts: list[dict]) -> Iterator[tuple[str, float]]:
+  def _t2i(self, pipe) -> Iterator[tuple[str, float]]:
+    prompts = digits.t2i_prompts(self.count, self.seed)
     drawn = (self.draw or pipe.generate)(
       [p["prompt"] for p in prompts],
       scale=self.scale,

@@ -59,6 +59,13 @@ def sheet(tiles: Sequence[np.ndarray]) -> np.ndarray:
   return np.concatenate([np.concatenate(tiles[i : i + 2], 1) for i in (0, 2)], 0)
 
 
+def tile(sheet: np.ndarray, number: int) -> np.ndarray:
+  """uint8[2y 2x 3] -> its number-th tile uint8[y x 3], as `sheet` has put them together."""
+  y, x = sheet.shape[0] // 2, sheet.shape[1] // 2
+  top, left = number // 2 * y, number % 2 * x
+  return sheet[top : top + y, left : left + x]
+
+
 def read_questions(path: Path) -> Questions:
   """{prompt's name: {number: question}}, without the file's first row, as the program has it."""
   found: dict[str, dict[int, Question]] = {}

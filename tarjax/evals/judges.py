@@ -145,8 +145,13 @@ class Clip:
 
   def similarity(self, image: Image.Image, text: str) -> float:
     """100 x cosine of a picture and a text, and 0 below 0 (arXiv 2104.08718)."""
-    both = (self._images([image.convert("RGB")]) * self._texts([text])).sum(-1)
-    return max(100 * float(both[0]), 0.0)
+    return self.similarities([image], [text])[0]
+
+  def similarities(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
+    """`similarity` of each pair."""
+    seen = self._images([image.convert("RGB") for image in images])
+    both = (seen * self._texts(list(texts))).sum(-1)
+    return [max(100 * value, 0.0) for value in both.tolist()]
 
   def _texts(self, texts: list[str]):
     asked = self.words(texts, padding=True, truncation=True, return_tensors="pt").to(self.device)

@@ -46,6 +46,12 @@ def cosine(rec: np.ndarray, target: np.ndarray) -> float:
 
 def spread(ids: np.ndarray, codes: int) -> dict[str, float]:
   """Share of a codebook that int[n] ids touch, and the perplexity of their distribution."""
-  share = np.bincount(ids, minlength=codes) / len(ids)
+  return spread_of(np.bincount(ids, minlength=codes))
+
+
+def spread_of(counts: np.ndarray) -> dict[str, float]:
+  """The same, from how often each code was chosen: int[e]."""
+  share = counts / counts.sum()
   kept = share[share > 0]
-  return {"usage": len(kept) / codes, "perplexity": float(np.exp(-(kept * np.log(kept)).sum()))}
+  perplexity = float(np.exp(-(kept * np.log(kept)).sum()))
+  return {"usage": len(kept) / len(counts), "perplexity": perplexity}

@@ -13,12 +13,12 @@ from tarjax.stamps import tree_hash
 def of_model(pipe) -> dict[str, Any]:
   """Hashes of a `TarPipeline`'s weights and tokenizer, and how it takes pictures in."""
   weights = {name: tree_hash(jax.device_get(pipe.params[name])) for name in pipe.params}
-  tokenizer = pipe.folder / pipe.bundle["components"]["tokenizer"] / "tokenizer.json"
-  return {
-    "checkpoint": weights | {"tokenizer": file_hash(tokenizer)},
-    "preprocessing": pipe.bundle["preprocessing"]
-    | {"encoder": pipe.ta_tok.cfg.encoder.image, "filter": "bicubic, antialiased"},
-  }
+  if name := pipe.bundle["components"].get("tokenizer"):
+    weights["tokenizer"] = file_hash(pipe.folder / name / "tokenizer.json")
+  taken = pipe.bundle["preprocessing"] | {"filter": "bicubic, antialiased"}
+  if pipe.ta_tok:
+    taken["encoder"] = pipe.ta_tok.cfg.encoder.image
+  return {"checkpoint": weights, "preprocessing": taken}
 
 
 def of_code() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_clip import make_clip
 
 from tarjax.evals import geneval, judges
 from tarjax.evals import geneval_rules as rules
@@ -119,27 +119,7 @@ def write_pictures(folder, prompts=2, each=2):
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-  """A tiny random CLIP with a tokenizer of single letters."""
-  folder = tmp_path_factory.mktemp("clip")
-  letters = "abcdefghijklmnopqrstuvwxyz0123456789-"
-  words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-  bpe = models.BPE({w: i for i, w in enumerate(words)}, [], end_of_word_suffix="</w>")
-  tokenizer = Tokenizer(bpe)
-  tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-  transformers.CLIPTokenizerFast(
-    tokenizer_object=tokenizer, model_max_length=77, pad_token="<|endoftext|>"
-  ).save_pretrained(folder)
-  small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-  text = small | dict(vocab_size=len(words), eos_token_id=len(words) - 1)
-  config = transformers.CLIPConfig(
-    text_config=text, vision_config=small | dict(image_size=32, patch_size=8), projection_dim=8
-  )
-  torch.manual_seed(0)
-  transformers.CLIPModel(config).save_pretrained(folder)
-  transformers.CLIPImageProcessor(
-    size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-  ).save_pretrained(folder)
-  return folder
+  return make_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")

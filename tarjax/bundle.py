@@ -1,0 +1,138 @@
+"""Bundles: the component runs behind a `TarPipeline`, their networks, and whether they fit.
+
+A bundle is a folder with bundle.json, which names the component runs and the tokenizer (relative
+to the folder), the sides in pixels that AR-DTok draws at and that pictures are resized to, and the
+default sampling:
+
+  {"components": {"tokenizer": "tokenizer_tar", "mllm": "sft", "ta_tok": "ta_tok",
+                  "ar_dtok": "ar_dtok", "vqvae": "vqvae", "dif_dtok": "dif_dtok", "dc_ae": "dc_ae"},
+   "preprocessing": {"resize": "squash", "drawn": 24, "canvas": 48},
+   "sampling": {"scale": 1, "text": {...}, "image": {...}, "pixels": {...}, "dif": {...}}}
+
+The last two components are optional: a bundle whose folders of these are absent draws by AR-DTok
+only. A run in training may take the place of a component, whose own folder is then not looked at.
+"""
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from tarjax import checkpoint
+from tarjax.config import UserError
+from tarjax.models import tar
+from tarjax.models.ar_dtok import ArDtok, ArDtokConfig
+from tarjax.models.qwen2 import Qwen2, Qwen2Config
+from tarjax.models.ta_tok import TaTok, TaTokConfig
+from tarjax.models.vqvae import VqVae, VqVaeConfig
+from tarjax.tasks import ta_tok
+
+COMPONENTS = ("tokenizer", "mllm", "ta_tok", "ar_dtok", "vqvae")
+OPTIONAL = ("dif_dtok", "dc_ae")
+NETWORKS: dict[str, Callable[[Any], Any]] = {  # config of a run -> module
+  "mllm": lambda config: Qwen2(Qwen2Config(**config.model)),
+  "ta_tok": lambda config: TaTok(TaTokConfig(**config.model)),
+  "ar_dtok": lambda config: ArDtok(ArDtokConfig(**config.model)),
+  "vqvae": lambda config: VqVae(VqVaeConfig(**config.model)),
+}
+
+
+def read(
+  folder: Path, needed: Collection[str] = COMPONENTS, training: Collection[str] = ()
+) -> dict[str, Any]:
+  """What bundle.json says.
+
+  Args:
+    needed: components that must be there,
+    training: but for these.
+
+  Raises:
+    UserError: no bundle, a damaged one, or a missing component.
+  """
+  path = folder / "bundle.json"
+  if not path.is_file():
+    raise UserError(f"{folder} is not a model: it has no bundle.json")
+  try:
+    bundle = json.loads(path.read_text())
+    parts = bundle["components"]
+  except (ValueError, KeyError, TypeError) as e:
+    raise UserError(f"{path} is damaged: {e}") from e
+  for name in needed:
+    if name in training:
+      continue
+    if name not in parts:
+      raise UserError(f"{path} names no component {name!r}")
+    if not (folder / parts[name]).is_dir():
+      raise UserError(f"component {name!r} of {path} is missing: no folder {parts[name]!r}")
+  return bundle
+
+
+def of_run(config) -> dict[str, Any]:
+  """A bundle of nothing but a run in training, which takes pictures of its data's size."""
+  side = config.data.get("size", 0)
+  return {
+    "components": {},
+    "preprocessing": {"resize": "squash", "drawn": side, "canvas": side},
+    "sampling": {"scale": 1},
+  }
+
+
+def configs(folder: Path, bundle: dict, training: Mapping[str, Any]) -> dict[str, Any]:
+  """{component: config of its run} of the networks that are there."""
+  parts, found = bundle["components"], {}
+  for name in NETWORKS:
+    if name in training:
+      found[name] = training[name]
+    elif name in parts and (folder / parts[name]).is_dir():
+      found[name] = checkpoint.read_config(folder / parts[name])
+  return found
+
+
+def load(folder: Path, bundle: dict, names: Collection[str]) -> tuple[dict, dict]:
+  """Weights of components, and what stays frozen beside TA-Tok: trees of numpy arrays."""
+  parts = bundle["components"]
+  trees: dict[str, Any] = {name: checkpoint.load(str(folder / parts[name])) for name in names}
+  frozen = {}
+  if "ta_tok" in trees:
+    frozen = checkpoint.load(str(folder / parts["ta_tok"]), frozen=True)
+    trees["ta_tok"] = ta_tok.merge(trees["ta_tok"], frozen)
+  return trees, frozen
+
+
+def check(modules: Mapping[str, Any], words: Any, vocab: Any) -> None:
+  """Sizes of the components that are there against each other.
+
+  Args:
+    modules: by component.
+    words: of the MLLM's config, or None.
+    vocab: of the tokenizer, or None.
+
+  Raises:
+    UserError: two that do not fit, with both sizes.
+  """
+  sizes: dict[str, int] = {}
+  if vocab is not None:
+    sizes["the tokenizer's visual words"] = vocab.codes
+    sizes["the tokenizer's length"] = vocab.image0 + vocab.codes
+  if words is not None:
+    sizes["the MLLM's words"] = words.text_rows + tar.MARKS + words.codes
+  if "ta_tok" in modules:
+    sizes["TA-Tok's codes"] = modules["ta_tok"].cfg.codes
+    sizes["TA-Tok's features"] = modules["ta_tok"].cfg.encoder.width
+  if "ar_dtok" in modules:
+    sizes["AR-DTok's cond_width"] = modules["ar_dtok"].config.cond_width
+    sizes["AR-DTok's vocabulary"] = modules["ar_dtok"].config.vocab
+  if "vqvae" in modules:
+    sizes["the VQVAE's codes"] = modules["vqvae"].config.codes
+  for one, other in PAIRS:
+    a, b = sizes.get(one), sizes.get(other)
+    if None not in (a, b) and a != b:
+      raise UserError(f"components do not fit: {one} are {a}, {other} {b}")
+
+
+PAIRS = (
+  ("the tokenizer's visual words", "TA-Tok's codes"),
+  ("AR-DTok's cond_width", "TA-Tok's features"),
+  ("AR-DTok's vocabulary", "the VQVAE's codes"),
+  ("the tokenizer's length", "the MLLM's words"),
+)
