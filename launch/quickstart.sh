@@ -76,7 +76,9 @@ train() {
 export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 export MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-[[ -z $variant ]] || export XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}"
+# In runs of minutes, optimizing programs any further takes longer than it saves.
+[[ $variant ]] && level=0 || level=1
+export XLA_FLAGS="--xla_backend_optimization_level=$level ${XLA_FLAGS:-}"
 
 # Two lanes, each on its half of the cores: a step of this size keeps one core busy, and threads of
 # two steps wait for each other. Lines, not bars: the lanes share them.
