@@ -11,7 +11,7 @@ import enum
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -115,17 +115,18 @@ class Table:
     bundle: what bundle.json says in each folder; {} where nothing is loaded as a model.
     note: what a reader of the numbers must know.
     curve: (stage, key of its log) of a learning curve to show.
+    question: the first line of the page.
   """
 
   title: str
-  question: str
   metrics: Mapping[str, Metric]
   rows: Mapping[str, Row]
   folders: Mapping[str, Folder]
   effects: tuple[Effect, ...] = ()
   bundle: Mapping[str, Any] = field(default_factory=dict)
   note: str = ""
-  curve: tuple[str, str] | tuple[()] = ()
+  curve: tuple[str, str] | None = None
+  question: str = ""
 
   def run(self, key: str) -> Run:
     """The run of "FOLDER/STAGE"."""
@@ -250,7 +251,7 @@ def load(page: str, mini: bool) -> Table:
   except Exception as e:  # whatever a page may raise
     raise UserError(f"{page} fails: {type(e).__name__}: {e}") from e
   check(table)
-  return table
+  return replace(table, question=(module.__doc__ or "").strip().partition("\n")[0])
 
 
 def _import(page: str) -> ModuleType:

@@ -136,7 +136,6 @@ def get_table(mini):
   )
   return Table(
     "Table 9: codebooks",
-    __doc__.splitlines()[0],
     metrics,
     rows,
     {f"{row}-{seed}": folder(row, seed) for row in PAPER for seed in seeds},

@@ -78,9 +78,7 @@ def mini_table():
   metric = Metric("generation", drawn)
   bundle = base.BUNDLE[True] | {"components": base.BUNDLE[True]["components"] | {"mllm": "sft"}}
   bundle["sampling"] = bundle["sampling"] | {"dif": DIF}
-  return Table(
-    TITLE, __doc__.splitlines()[0], {"geneval": metric}, rows, folders, MINI_EFFECTS, bundle
-  )
+  return Table(TITLE, {"geneval": metric}, rows, folders, MINI_EFFECTS, bundle)
 
 
 def scored(*more):
@@ -114,7 +112,7 @@ def full_table():
   metrics = {"geneval": GENEVAL, "dpg": DPG}
   bundle = dict(base.BUNDLE[False])
   bundle["sampling"] = base.BUNDLE[False]["sampling"] | {"dif": DIF}
-  return Table(TITLE, __doc__.splitlines()[0], metrics, rows, folders, EFFECTS, bundle)
+  return Table(TITLE, metrics, rows, folders, EFFECTS, bundle)
 
 
 TITLE = "Table 4: de-tokenizers"

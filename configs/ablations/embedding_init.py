@@ -85,7 +85,6 @@ def get_table(mini):
   )
   return Table(
     "Table 3: initial embeddings",
-    __doc__.splitlines()[0],
     metrics,
     rows,
     folders,

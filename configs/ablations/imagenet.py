@@ -54,7 +54,7 @@ def mini_table():
   metrics = {name: Metric(title, functools.partial(kept, name)) for name, title in MINI.items()}
   row = Row("digits read in their places", same([f"base/{stage}" for stage in runs], *metrics))
   folders = {"base": Folder(runs)}
-  return Table(TITLE, __doc__.splitlines()[0], metrics, {"base": row}, folders, (), bundle)
+  return Table(TITLE, metrics, {"base": row}, folders, (), bundle)
 
 
 def full_table():
@@ -71,7 +71,7 @@ def full_table():
     components = {"ar_dtok": name} if name.startswith("llamagen") else {}
     folders[name] = Folder(runs, {}, components)
     rows[name] = Row(title, same([f"{name}/score"], *METRICS), paper)
-  return Table(TITLE, __doc__.splitlines()[0], METRICS, rows, folders, EFFECTS, base.BUNDLE[False])
+  return Table(TITLE, METRICS, rows, folders, EFFECTS, base.BUNDLE[False])
 
 
 TITLE = "Table 11: ImageNet"

@@ -61,7 +61,7 @@ def get_table(mini):
   )
   title = "Table 6: separate and joint training"
   bundle = base.BUNDLE[mini]
-  return Table(title, __doc__.splitlines()[0], metrics, rows, folders, effects, bundle)
+  return Table(title, metrics, rows, folders, effects, bundle)
 
 
 SEPARATE, JOINT = {"und": 92.8, "gen": 65.3}, {"und": 92.9, "gen": 70.6}

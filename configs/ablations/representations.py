@@ -64,9 +64,7 @@ def get_table(mini):
     metrics[f"und-{point}"] = Metric(f"{und.title}, {point}", und.read)
     metrics[f"gen-{point}"] = Metric(f"{gen.title}, {point}", gen.read)
   bundle = base.BUNDLE[mini]
-  return Table(
-    "Figure 5: representations", __doc__.splitlines()[0], metrics, rows, folders, EFFECTS, bundle
-  )
+  return Table("Figure 5: representations", metrics, rows, folders, EFFECTS, bundle)
 
 
 EFFECTS = (

@@ -1,13 +1,14 @@
-"""How many visual words does a picture need? One model, read and asked to draw at three scales.
+"""How many visual words does a picture need, to be understood and to be drawn?
 
   bash launch/ablation.sh configs/ablations/scales.py --base runs/tar --data DATA
   bash launch/ablation.sh configs/ablations/scales.py --mini
 
-Table 5: Und 92.9, 89.1, 86.6 with 729, 169 and 81 words a picture; DPG 70.6, 72.7, 73.0 after 10M
-T2I samples, 73.8, 74.0, 73.5 after 20M, 82.3, 82.2, 80.1 after 40M and finetuning. Understanding is
-asked of the 10M model. The samples of understanding and text are taken to grow as T2I's do, which
-the paper does not say. The twin trains all scales alike, one model for each seed; pictures are
-painted by the quickstart's AR-DTok, which has seen scale 2 in 14 of 16 steps.
+Table 5, one model that reads and draws at three scales: Und 92.9, 89.1, 86.6 with 729, 169 and 81
+words a picture; DPG 70.6, 72.7, 73.0 after 10M T2I samples, 73.8, 74.0, 73.5 after 20M, 82.3, 82.2,
+80.1 after 40M and finetuning. Understanding is asked of the 10M model. The samples of understanding
+and text are taken to grow as T2I's do, which the paper does not say. The twin trains all scales
+alike, one model for each seed; pictures are painted by the quickstart's AR-DTok, which has seen
+scale 2 in 14 of 16 steps.
 Hardware, chip-hours, metrics: configs/ablations/base.py; 7 times the 25M samples and one SFT.
 """
 
@@ -60,7 +61,6 @@ def mini_table():
   }
   return Table(
     "Table 5: scale",
-    __doc__.splitlines()[0],
     {"und": UNDERSTANDING, "10m": GENERATION},
     rows,
     folders,
@@ -91,7 +91,6 @@ def full_table():
   metrics = {size: Metric(f"DPG, {size.upper()}", DPG.read) for size in VARIANTS}
   return Table(
     "Table 5: scale",
-    __doc__.splitlines()[0],
     {"und": UND} | metrics,
     rows,
     {size: Folder(made | scores) for size, made in runs.items()},

@@ -101,7 +101,7 @@ def table(metric, folders, bundle, keys):
   }
   metrics = {"geneval": metric}
   title = "Table 10: Self Reflect"
-  return Table(title, __doc__.splitlines()[0], metrics, rows, folders, EFFECTS, bundle)
+  return Table(title, metrics, rows, folders, EFFECTS, bundle)
 
 
 ROWS = {

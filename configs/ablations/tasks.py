@@ -63,4 +63,4 @@ def get_table(mini):
   )
   title = "The table of tasks (T2I:I2I:TI2I)"
   bundle = base.BUNDLE[mini]
-  return Table(title, __doc__.splitlines()[0], metrics, rows, folders, effects, bundle)
+  return Table(title, metrics, rows, folders, effects, bundle)

@@ -139,7 +139,8 @@ def html(table: Table, results: Results, mini: bool, out: Path) -> str:
     f"<section><h2>Findings</h2>{_html(list(effects(table, results)))}</section>",
   ]
   if table.curve:
-    parts.append(f"<section><h2>Learning curves</h2>{curves(table, out)}</section>")
+    chart = curves(table, out, *table.curve)
+    parts.append(f"<section><h2>Learning curves</h2>{chart}</section>")
   for title, text in crashes(results):
     parts.append(f"<section><h2>{escape(title)}</h2><pre>{escape(text)}</pre></section>")
   parts += [f'<p class="note">{escape(note)}</p>' for note in notes(table, mini)]
@@ -159,9 +160,8 @@ def _html(rows: Sequence[Sequence[str]]) -> str:
   return f'<div class="wide"><table class="numbers">{head}</tr>{body}</table></div>'
 
 
-def curves(table: Table, out: Path) -> str:
-  """What the first seed of each row logged of `table.curve`."""
-  stage, key = table.curve
+def curves(table: Table, out: Path, stage: str, key: str) -> str:
+  """What a stage of each row's first seed logged."""
   series = {}
   for row in table.rows.values():
     folder = next(iter(row.scores.values()))[0].partition("/")[0]

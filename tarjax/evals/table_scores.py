@@ -4,14 +4,13 @@ Each reader takes the directory of a run that scored, and gives None where a sco
 """
 
 import functools
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 from tarjax.ablations import Measured, Metric
 from tarjax.config import UserError
-from tarjax.data.sources import read_json
-from tarjax.evals.report import read_run
 
 KINDS = 6  # of prompts, and of questions, on digits
 NORMAL = 1.96  # standard errors to the ends of a 95% interval
@@ -31,10 +30,15 @@ def read(path: Path) -> dict[str, Any]:
   Raises:
     UserError: it is damaged.
   """
+  if not path.is_file():
+    return {}
   try:
-    return read_json(path) if path.is_file() else {}
+    found = json.loads(path.read_bytes())
   except ValueError as e:
-    raise UserError(str(e)) from e
+    raise UserError(f"{path} is damaged: {e}") from e
+  if not isinstance(found, dict):
+    raise UserError(f"{path} is damaged: it holds no object")
+  return found
 
 
 def shares(group: str, run: Path) -> Measured | None:
@@ -50,6 +54,8 @@ def shares(group: str, run: Path) -> Measured | None:
 
 def logged(stage: str, key: str, step: int, run: Path) -> Measured | None:
   """The curve of a stage of the run's folder: what it logged last up to this step."""
+  from tarjax.evals.report import read_run  # imports what draws digits
+
   lines = [x for x in read_run(run.parent / stage) if key in x and x["step"] <= step]
   return Measured(float(lines[-1][key])) if lines else None
 
