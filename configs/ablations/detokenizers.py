@@ -49,7 +49,7 @@ def drawn(run):
 
 def mini_table():
   seeds = base.SEEDS[True]
-  at_48 = encode("configs/digits/encode.py", "--config.vqvae_size=48", reads=("ta_tok", "vqvae"))
+  at_48 = encode("configs/digits/encode_vq.py", "--config.vqvae_size=48", reads=("ta_tok", "vqvae"))
   folders = {"words": Folder({"encoded_48": at_48})}
   for seed in seeds:
     large = train(f"{FILE}:mini_24", reads=("ta_tok", "encoded_vq"), seed=seed)
