@@ -1,7 +1,7 @@
 """A table of the paper as a graph of runs, which is what a page of configs/ablations/ declares.
 
 A page has `get_config(variant)`, the training configs of its rows, and `get_table(mini)`, a
-`Table`. `tarjax.ablate` makes what the table names in a folder OUT, `evals.ablation_report` reads
+`Table`. `tarjax.ablate` makes what the table names in a folder OUT, `evals.table_report` reads
 it. OUT holds folders like a quickstart's: each stage in one is a run of its own, or a link to a run
 in another folder or in BASE, the folder of what was trained before; so "../ta_tok" in configs and
 --model of the verbs work as ever, and what rows have in common is made once.
