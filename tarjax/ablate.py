@@ -57,6 +57,7 @@ class Caller:
     self.table, self.out, self.base, self.data = table, out, base, data
     self.stopped: list[int] = []
     self.child: subprocess.Popen | None = None
+    self.began = 0.0
 
   def command(self, key: str) -> list[str]:
     run, path = self.table.run(key), self.out / key
@@ -80,8 +81,11 @@ class Caller:
   def state(self, key: str) -> State:
     """A crash that is older than this caller is none."""
     found = ablations.state(self.table, self.out, key)
-    old = found == State.CRASHED and ablations.failed_file(self.out, key).stat().st_mtime
-    return State.MISSING if old and old < self.began else found
+    with suppress(FileNotFoundError):  # another tries it again
+      failed = ablations.failed_file(self.out, key)
+      if found == State.CRASHED and failed.stat().st_mtime < self.began:
+        return State.MISSING
+    return found
 
   def work(self, keys: Sequence[str]) -> int:
     """Makes runs, given in an order in which they can be made; -> the exit code."""
@@ -250,7 +254,6 @@ def run(args: argparse.Namespace) -> int:
     raise UserError(f"{table.title} needs --data, the folder of the data sets, not {args.data!r}")
   base, out = Path(args.base).absolute(), Path(args.out).absolute()
   caller = Caller(table, out, base, str(Path(args.data).absolute()) if args.data else "")
-  caller.began = 0.0
   if args.dry_run:
     show(caller, keys)
     return 0

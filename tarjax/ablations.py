@@ -202,9 +202,10 @@ def state(table: Table, out: Path, key: str) -> State:
   """The state of the run "FOLDER/STAGE"."""
   if (out / key / table.run(key).done).is_file():
     return State.DONE
-  if (file := failed_file(out, key)).is_file():
-    return State(json.loads(file.read_text())["verdict"])
-  return State.MISSING
+  try:
+    return State(json.loads(failed_file(out, key).read_text())["verdict"])
+  except FileNotFoundError:
+    return State.MISSING
 
 
 def check(table: Table) -> None:
