@@ -64,6 +64,8 @@ class Stage:
         return {name: of(np.int32, data.length) for name in names}
       case "codes":
         return codes | {"vq": of(np.int32, task.net.length)}
+      case "classes":
+        return {"label": of(np.int32), "vq": of(np.int32, task.net.length)}
       case "latents":
         net = task.net
         return codes | {"latent": of(np.float32, net.size, net.size, net.channels)}

@@ -59,6 +59,7 @@ TASK_KEYS: dict[str, frozenset[str]] = {
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
   "vqvae": frozenset({"mix"}),
   "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales", "abs_pe_resize"}),
+  "llamagen": frozenset(),
   "dc_ae": frozenset({"unit", "latent_noise"}),
   "dif_dtok": frozenset({"ta_tok", "ta_tok_from", "dc_ae", "dc_ae_from", "dc_ae_size"})
   | {"sana_from", "trained", "shift", "cond_dropout", "scales"},
@@ -83,6 +84,8 @@ def make_task(config) -> Task:
       from tarjax.tasks.vqvae import Task
     case "ar_dtok":
       from tarjax.tasks.ar_dtok import Task
+    case "llamagen":
+      from tarjax.tasks.llamagen import Task
     case "dc_ae":
       from tarjax.tasks.dc_ae import Task
     case "dif_dtok":
