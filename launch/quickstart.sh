@@ -7,7 +7,7 @@
 set -euo pipefail
 
 usage="usage: bash launch/quickstart.sh [--out DIR] [--smoke] [--seed N] [--dif]"
-out="" variant="" seed=0 count=320 dif=""
+out="" variant="" seed=0 count=384 dif=""
 while (($#)); do
   case $1 in
     --out | --seed)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 def get_config(variant="full"):
   if variant not in ("full", "smoke"):
     raise ValueError(f"unknown variant {variant!r}: full or smoke")
-  share = {"t2i": 8_000, "i2t": 7_000, "i2i": 1_000, "ti2i": 1_000}
+  share = {"t2i": 10_000, "i2t": 8_000, "i2i": 1_500, "ti2i": 1_500}
   return ConfigDict(
     dict(
       ta_tok="../ta_tok",
