@@ -5,10 +5,10 @@
 
 Table 11, ImageNet 256 px, FID, IS, precision, recall: LlamaGen-XL (guidance 1.75) 2.62, 244.08,
 .80, .57; XXL 2.34, 253.90, .80, .59; TA-Tok and AR-DTok (guidance 10) 2.60, 208.46, .76, .64;
-LlamaGen's VQ-16 alone has an rFID of 2.19 (the paper's alone). BASE holds llamagen_xl and llamagen_xxl (published, see
-configs/llamagen.py), DATA what ADM's evaluator reads: VIRTUAL_imagenet256_labeled.npz, inception.pb
-(its TensorFlow graph) and imagenet_val, 50,000 pictures. Nothing is trained; hardware: any
-accelerator, hours.
+LlamaGen's VQ-16 alone, of which ours is not measured here, has an rFID of 2.19. BASE holds
+llamagen_xl and llamagen_xxl (published, see configs/llamagen.py), DATA what ADM's evaluator
+reads: VIRTUAL_imagenet256_labeled.npz, inception.pb (its TensorFlow graph) and imagenet_val, 50,000
+pictures. Nothing is trained; hardware: any accelerator, hours.
 The twin asks what comes back of held-out digits, through the quickstart's VQVAE alone and through
 TA-Tok's words at the three scales: shares of digits that the reader still reads in their places.
 """
