@@ -73,6 +73,8 @@ def _fields(file, members: list[Member]) -> dict[str, Any]:
     kind = extension.rsplit(".", 1)[-1]
     if f".{kind}" in transforms.SUFFIXES:
       images.append(data)
+    elif kind == "cls":
+      found["label"] = int(data)
     elif kind == "json":
       found = json.loads(data.decode("utf-8")) | found
     elif kind in TEXTS:
