@@ -102,7 +102,9 @@ class TarPipeline:
       self.frozen, params["ta_tok"] = frozen, ta_tok.merge(params["ta_tok"], frozen)
     self.params = params
     if self.ta_tok:
-      book = self._jit("codebook", lambda p: self.ta_tok.apply({"params": p}, method="codebook"))
+      book = self.compiled(
+        "codebook", lambda p: self.ta_tok.apply({"params": p}, method="codebook")
+      )
       self.codebook = book(params["ta_tok"])
 
   def release(self) -> None:
@@ -170,14 +172,14 @@ class TarPipeline:
     pictures, numbers = [], np.asarray(seeds, np.uint32)
     for rows, real in self.devices.batches(len(codes), self.batch):
       book, ids = self.codebook, self.devices.rows(codes[rows])
-      cond = self._jit("condition", condition)(self.params["ta_tok"], book, ids)
+      cond = self.compiled("condition", condition)(self.params["ta_tok"], book, ids)
       if dif:
         cond = jnp.asarray(self.devices.host(cond))  # on the default device, as Dif-DTok is
         pictures.append(dif.draw(cond, numbers[rows], **chosen)[:real])
         continue
       seed = self.devices.rows(numbers[rows])
       ids = sampling.generate_codes(self.ar_dtok, self.params["ar_dtok"], cond, seed, **chosen)
-      drawn = self._jit("pixels", pixels_of)(self.params["vqvae"], ids)
+      drawn = self.compiled("pixels", pixels_of)(self.params["vqvae"], ids)
       pictures.append(to_uint8(self.devices.host(drawn)[:real]))
     return self._canvas(np.concatenate(pictures))
 
@@ -352,7 +354,8 @@ class TarPipeline:
 
   # Compiled once per shape
 
-  def _jit(self, key, function):
+  def compiled(self, key, function):
+    """jax.jit of a function, once per key."""
     if key not in self._compiled:
       self._compiled[key] = jax.jit(function)
     return self._compiled[key]
@@ -360,7 +363,7 @@ class TarPipeline:
   def _map(self, key, function, trees, array: np.ndarray) -> np.ndarray:
     out = []
     for rows, real in self.devices.batches(len(array), self.batch):
-      made = self._jit(key, function)(*trees, self.devices.rows(array[rows]))
+      made = self.compiled(key, function)(*trees, self.devices.rows(array[rows]))
       out.append(self.devices.host(made)[:real])
     return np.concatenate(out)
 
