@@ -17,7 +17,7 @@ from tarjax.came import came
 from tarjax.config import UserError
 
 DECAYED = ("kernel",)
-APART = "discriminator"  # the parameters that have their own loss, see `adversarial`
+JUDGE = "discriminator"  # the parameters that have their own loss, see `adversarial`
 # Restarts of dead codes: the weight of the past in a code's share of use, the share below which it
 # is dead, how far from its model it lands (relative to that one's length), and for how long.
 MEMORY, DEAD, APART, RESTARTS = 0.98, 0.05, 0.1, 0.7
@@ -94,8 +94,8 @@ def clip_networks(norm: float) -> optax.GradientTransformation:
   clip: Any = optax.clip_by_global_norm(norm)
 
   def update(updates: Any, state, params=None):
-    apart = {k: {k: x} for k, x in updates.items() if k == APART}
-    rest = {k: x for k, x in updates.items() if k != APART}
+    apart = {k: {k: x} for k, x in updates.items() if k == JUDGE}
+    rest = {k: x for k, x in updates.items() if k != JUDGE}
     clipped = [clip.update(part, state)[0] for part in (rest, *apart.values())]
     return {k: x for part in clipped for k, x in part.items()}, state
 
