@@ -20,9 +20,9 @@ of GenEval and DPG-Bench go to results.geneval and results.dpg, for their judges
 keeps of N candidates for each picture the one that the model itself judges best.
 
 For `reconstruction`, DATA is a folder of pictures, or NAME:PATH with any format of the README's
-table; tokenizers are enough of a model. The work of all tasks is shared by all devices. With
---workdir, what launch/ablation.sh made of a table of the paper is reported beside the paper's
-numbers.
+table; tokenizers are enough of a model, and --lpips adds LPIPS by imported weights. The work of all
+tasks is shared by all devices. With --workdir, what launch/ablation.sh made of a table of the paper
+is reported beside the paper's numbers.
 """
 
 import argparse
@@ -66,6 +66,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
   others.add_argument("--data", help="folder with copies of the data sets, lmms-lab/NAME in NAME")
   others.add_argument("--limit", type=int, default=0, help="only the first so many of each")
   others.add_argument("--detokenizer", default="ar", help="what paints: ar or dif")
+  others.add_argument("--lpips", metavar="DIR", help="run of LPIPS, for pictures to reconstruct")
   others.add_argument("--resize", default="crop", help="of pictures to reconstruct, or squash")
   others.add_argument("--resume", action="store_true", help="keep the answers that are there")
   return parser.parse_args(argv)
@@ -251,12 +252,14 @@ def pictures(args: argparse.Namespace, pipe, jobs: dict[str, list], model: dict)
 
 
 def rebuilder_of(args: argparse.Namespace):
-  from tarjax.evals import reconstruction
+  from tarjax.evals import pictures, reconstruction
 
   source = reconstruction.make_source(args.data)
   how = {"count": args.limit, "batch": args.batch, "resize": args.resize, "say": print}
   if args.scale:
     how["scales"] = (args.scale,)
+  if args.lpips:
+    how["distances"] = reconstruction.DISTANCES | {"lpips": pictures.make_lpips(args.lpips)}
   return reconstruction.Evaluator(source, **how)
 
 
@@ -266,7 +269,7 @@ def reconstruction(args: argparse.Namespace, pipe, evaluator) -> dict:
   for name, score in scores.items():
     print(f"{name:40}{score['value']:10.4g}")
   facts = {"pictures": evaluator.count - evaluator.damaged, "damaged": evaluator.damaged}
-  facts |= {"data": args.data, "limit": args.limit, "resize": args.resize}
+  facts |= {"data": args.data, "limit": args.limit, "resize": args.resize, "lpips": args.lpips}
   return {"scores": scores} | facts | {"sampler": pipe.bundle["sampling"].get("pixels", {})}
 
 

@@ -1,7 +1,12 @@
 """How close pictures and features come back, and how many codes are in use."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 from scipy import ndimage
+
+from tarjax.config import UserError
 
 SIGMA, REACH = 1.5, 5  # of SSIM's windows: 11 pixels wide
 
@@ -55,3 +60,28 @@ def spread_of(counts: np.ndarray) -> dict[str, float]:
   kept = share[share > 0]
   perplexity = float(np.exp(-(kept * np.log(kept)).sum()))
   return {"usage": len(kept) / len(counts), "perplexity": perplexity}
+
+
+def make_lpips(run: str | Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+  """LPIPS by an imported run's weights, in full float32: uint8[n y x 3] each -> float64[n].
+
+  Raises:
+    UserError: no such run, or one of another network.
+  """
+  import jax
+
+  from tarjax import checkpoint
+  from tarjax.models.lpips import Lpips, LpipsConfig
+  from tarjax.tasks.inputs import pixels
+
+  config = checkpoint.read_config(run)
+  if config.task != "lpips":
+    raise UserError(f"{run} is a run of {config.task}, not of LPIPS: import its weights first")
+  model, params = Lpips(LpipsConfig(**config.model)), checkpoint.load(str(run))
+
+  @jax.jit
+  def distance(params, a, b):
+    with jax.default_matmul_precision("highest"):
+      return model.apply({"params": params}, pixels(a), pixels(b))
+
+  return lambda a, b: np.asarray(distance(params, a, b), np.float64)

@@ -7,7 +7,8 @@ What a pipeline's components allow:
     scale<s>/psnr ssim                         TA-Tok, AR-DTok and the VQVAE
     dc_ae/psnr ssim, dif<s>/psnr ssim          the DC-AE alone, and under TA-Tok and Dif-DTok
 
-Distances are means over pictures, at the size of the pipeline's canvas.
+Distances are means over pictures, at the size of the pipeline's canvas. With the weights of LPIPS
+(`pictures.make_lpips`), lpips stands beside psnr and ssim.
 """
 
 import itertools

@@ -57,7 +57,7 @@ TASK_KEYS: dict[str, frozenset[str]] = {
   "siglip2": frozenset({"dense", "naming"}),
   "mllm": frozenset({"words", "widen", "ta_tok", "ta_tok_from", "loss_chunk", "pre_align"}),
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
-  "vqvae": frozenset({"mix"}),
+  "vqvae": frozenset({"mix", "lpips", "gan"}),
   "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales", "abs_pe_resize"}),
   "llamagen": frozenset(),
   "dc_ae": frozenset({"unit", "latent_noise"}),
