@@ -18,7 +18,7 @@ from tarjax.models.siglip2 import square_side
 from tarjax.sharding import shard
 
 EXPANSION = 4  # of channels inside an MBConv block
-PAD = ((1, 1), (1, 1))
+PAD: Any = ((1, 1), (1, 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,7 @@ TASK_KEYS: dict[str, frozenset[str]] = {
   "mllm": frozenset({"words", "widen", "ta_tok", "ta_tok_from", "loss_chunk"}),
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
   "vqvae": frozenset({"mix"}),
+  "hybrid": frozenset({"weights"}),
   "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales", "abs_pe_resize"}),
   "dc_ae": frozenset({"unit", "latent_noise"}),
   "dif_dtok": frozenset({"ta_tok", "ta_tok_from", "dc_ae", "dc_ae_from", "dc_ae_size"})
@@ -81,6 +82,8 @@ def make_task(config) -> Task:
       from tarjax.tasks.ta_tok import Task
     case "vqvae":
       from tarjax.tasks.vqvae import Task
+    case "hybrid":
+      from tarjax.tasks.hybrid import Task
     case "ar_dtok":
       from tarjax.tasks.ar_dtok import Task
     case "dc_ae":
