@@ -17,6 +17,7 @@ from tarjax.came import came
 from tarjax.config import UserError
 
 DECAYED = ("kernel",)
+JUDGE = "discriminator"  # the parameters that have their own loss, see `adversarial`
 # Restarts of dead codes: the weight of the past in a code's share of use, the share below which it
 # is dead, how far from its model it lands (relative to that one's length), and for how long.
 MEMORY, DEAD, APART, RESTARTS = 0.98, 0.05, 0.1, 0.7
@@ -57,6 +58,8 @@ def make_schedule(config, steps: int) -> optax.Schedule:
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
   """`config.optim` -> optax chain; gradients are clipped to global norm `clip` when it is > 0.
 
+  A discriminator's, which are of another loss, are clipped apart, see `clip_networks`.
+
   With `restart_codes` = e, the number of rows of the parameter "codebook", dead rows are restarted
   during the first 70% of the steps. With `ema`, the state keeps an average of the parameters in
   which the past weighs so much.
@@ -76,7 +79,7 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
   else:
     raise UserError(f"config.optim.name={config.name!r} is none of ['adamw', 'came', 'muon']")
   if config.clip:
-    optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
+    optimizer = optax.chain(clip_networks(config.clip), optimizer)
   if codes := config.get("restart_codes", 0):
     optimizer = restart_dead_codes(optimizer, codes, int(RESTARTS * steps))
   if ema := config.get("ema", 0.0):
@@ -84,6 +87,19 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
       raise UserError(f"config.optim.ema={ema} must be between 0 and 1")
     optimizer = optax.chain(optimizer, keep_average(ema))
   return optimizer
+
+
+def clip_networks(norm: float) -> optax.GradientTransformation:
+  """Clips by global norm; those of the subtree "discriminator", if there is one, by their own."""
+  clip: Any = optax.clip_by_global_norm(norm)
+
+  def update(updates: Any, state, params=None):
+    apart = {k: {k: x} for k, x in updates.items() if k == JUDGE}
+    rest = {k: x for k, x in updates.items() if k != JUDGE}
+    clipped = [clip.update(part, state)[0] for part in (rest, *apart.values())]
+    return {k: x for part in clipped for k, x in part.items()}, state
+
+  return optax.GradientTransformation(clip.init, update)
 
 
 def muon_nadam(schedule, b1, b2, eps, weight_decay, mask) -> optax.GradientTransformation:

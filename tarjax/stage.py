@@ -29,9 +29,15 @@ class Stage:
 
   @property
   def shares(self) -> dict[tuple, float]:
-    """How often each value of the static arguments is drawn; the longest sequence first."""
-    drawn = collections.Counter(tuple(sorted(self.task.static(s).items())) for s in range(1000))
-    return {static: drawn[static] / 1000 for static in sorted(drawn)}
+    """How often each value of the static arguments is drawn, over the whole run.
+
+    The longest sequence comes first, and what is left out last.
+    """
+    every = max(self.config.steps // 1000, 1)
+    drawn = collections.Counter(
+      tuple(sorted(self.task.static(s * every).items())) for s in range(1000)
+    )
+    return {s: drawn[s] / 1000 for s in sorted(drawn, key=lambda s: (-len(s), s))}
 
   @property
   def parameters(self) -> int:

@@ -1,6 +1,7 @@
 """Released checkpoints in and out, bit for bit.
 
 python -m tarjax.convert import Qwen2.5-1.5B-Instruct --to runs/qwen
+python -m tarjax.convert import vgg16-397923af.pth vgg.pth --to runs/lpips
 python -m tarjax.convert export runs/qwen --to Qwen2.5-again
 python -m tarjax.convert inspect runs/qwen
 python -m tarjax.convert init-tar --llm runs/qwen --ta-tok runs/ta_tok --to runs/tar
@@ -22,13 +23,15 @@ def import_(args: argparse.Namespace) -> None:
   from tarjax.convert.importing import import_source
   from tarjax.convert.plan import total
   from tarjax.convert.sana import import_pipeline, is_pipeline
-  from tarjax.convert.tensors import open_source
+  from tarjax.convert.tensors import open_source, together
 
-  path, revision = fetch(args.source, args.revision)
-  if is_pipeline(path):
-    print("\n".join(import_pipeline(path, Path(args.to), args.source, revision)))
+  fetched = [fetch(name, args.revision) for name in args.source]
+  path, revision = fetched[0]
+  if len(fetched) == 1 and is_pipeline(path):
+    print("\n".join(import_pipeline(path, Path(args.to), args.source[0], revision)))
     return
-  source = open_source(path, args.source, revision)
+  named = zip(fetched, args.source, strict=True)
+  source = together([open_source(path, name, revision) for (path, revision), name in named])
   found, plan = import_source(source, Path(args.to), given(args.config, path))
   for sentence in found.layout.get("assumed", ()):
     print(f"assumed: {sentence}")
@@ -106,7 +109,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
   verbs = parser.add_subparsers(dest="verb", required=True)
 
   verb = verbs.add_parser("import", help=import_.__doc__)
-  verb.add_argument("source", help="file, folder, owner/repository or owner/repository/file")
+  what = "file, folder, owner/repository or owner/repository/file; or files that belong together"
+  verb.add_argument("source", nargs="+", help=what)
   verb.add_argument("--to", required=True, metavar="DIR", help="the run directory to make")
   verb.add_argument("--revision", help="of a hub repository")
   verb.add_argument("--config", metavar="FILE", help="JSON with what the files do not say")

@@ -33,6 +33,7 @@ STORAGES = {
     "bool": "Bool",
 }
 # fmt: on
+NO_PART = r"frozen/.*|params/discriminator/.*"  # of a network that is exported
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -108,7 +109,7 @@ def export_run(spec: str, to: Path, form: str | None, *, extra: bool = True) -> 
   table, arrays, trained = run.table, run.arrays, "layout" not in run.provenance
   if not extra:
     arrays = {k: a for k, a in arrays.items() if not k[1].startswith("verbatim/")}
-  made, filled = plan_export(table, arrays, fill=trained, ignored=r"frozen/.*")
+  made, filled = plan_export(table, arrays, fill=trained, ignored=NO_PART)
   if kind.FORMAT == "torch":
     file = to if to.suffix in (".pth", ".pt") else to / original_name(run, kind.FILE)
     write_pickle(run, table, made, kind.around(run.config, run.layout), file)

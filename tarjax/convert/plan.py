@@ -130,6 +130,7 @@ class Table(NamedTuple):
     places: parameters kept elsewhere than in "params".
     optional: trees whose parameters a checkpoint may lack.
     verbatim: pattern of names, such as buffers, that are kept as they are.
+    left: pattern of names that are left behind, because the network has no use for them.
     constants: values of parameters that a run need not have; others that it lacks are zero.
   """
 
@@ -139,6 +140,7 @@ class Table(NamedTuple):
   places: Sequence[Place] = ()
   optional: Sequence[str] = ()
   verbatim: str = NEVER
+  left: str = NEVER
   constants: Mapping[str, Any] = {}
 
   def home(self, target: str, layer: int | None) -> Home:
@@ -207,6 +209,8 @@ def plan_import(table: Table, tensors: Mapping[str, Any]) -> Plan:
   moves: dict[str, list[Move]] = {}
   found: dict[str, dict[int | None, tuple[tuple[int, ...], np.dtype]]] = {}
   for name, tensor in tensors.items():
+    if re.fullmatch(table.left, name):
+      continue
     if re.fullmatch(table.verbatim, name):
       home = Home("unused", VERBATIM + name, None)
       moves[name] = [Move(None, None, home, same)]

@@ -10,7 +10,7 @@ data only when a tensor is asked for. Nothing in a file is ever executed.
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +83,22 @@ def open_source(path: str | Path, name: str | None = None, revision: str | None 
   return Source(
     path, tensors, digests, around, read_json(path, "config.json"), name or str(path), revision
   )
+
+
+def together(sources: Sequence[Source]) -> Source:
+  """Files that were given side by side as one source, which has the place of the first.
+
+  Raises:
+    ConversionError: a tensor that two of them hold.
+  """
+  tensors: dict[str, Tensor] = {}
+  for source in sources:
+    if twice := sorted(tensors.keys() & source.tensors.keys()):
+      raise ConversionError(f"{source.path}: {twice[0]} is also in {tensors[twice[0]].file}")
+    tensors |= source.tensors
+  digests = {file: digest for source in sources for file, digest in source.digests.items()}
+  name = " ".join(source.name for source in sources)
+  return sources[0]._replace(tensors=tensors, digests=digests, name=name)
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class DataConfig:
   tokenizer: str = ""  # folder, relative to the workdir
   size: int = 0  # images: side in pixels; 0 takes them as they are
   resize: str = "squash"  # or "crop": random in training, central in tests
+  zoom: float = 1.0  # crop, in training: of pictures up to so many times the size
+  flip: bool = False  # crop, in training: every second picture is mirrored
   text_length: int = 64  # pairs
   length: int = 2048  # packed: tokens per row
   window: int = 4096  # packed: examples that are packed together
@@ -74,6 +76,8 @@ def make_config(data: Mapping[str, Any]) -> DataConfig:
     raise ValueError(f"config.data.format is one of {sorted(FORMATS)}, not {config.format!r}")
   if config.resize not in ("squash", "crop"):
     raise ValueError(f"config.data.resize is 'squash' or 'crop', not {config.resize!r}")
+  if config.zoom < 1 or (config.resize != "crop" and (config.zoom > 1 or config.flip)):
+    raise ValueError("config.data.zoom is 1 or more; zoom and flip need config.data.resize='crop'")
   if not config.sources:
     raise ValueError("config.data.sources is empty")
   if any(int(s) not in tokens.SCALES for s in config.scales) or not config.scales:
@@ -252,7 +256,8 @@ class Images:
       return transforms.squash(image, size)
     if self._split != "train":
       return transforms.center_crop(image, size)
-    return transforms.random_crop(image, size, np.random.default_rng((self._seed, index)))
+    rng = np.random.default_rng((self._seed, index))
+    return transforms.random_crop(image, size, rng, self._data.zoom, self._data.flip)
 
 
 class Pairs(Images):

@@ -50,11 +50,20 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
   return image[top : top + size, left : left + size]
 
 
-def random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-  """uint8[y x 3] -> uint8[size size 3]: short side resized to size, then a random place."""
-  image = _short_side(image, size)
+def random_crop(
+  image: np.ndarray, size: int, rng: np.random.Generator, zoom: float = 1.0, flip: bool = False
+) -> np.ndarray:
+  """uint8[y x 3] -> uint8[size size 3]: short side resized to size, then a random place.
+
+  Args:
+    zoom: the short side is drawn between size and so many times as much.
+    flip: half of the pictures are mirrored, left to right.
+  """
+  side = int(rng.integers(size, int(size * zoom) + 1)) if zoom > 1 else size
+  image = _short_side(image, side)
   top, left = rng.integers(0, [image.shape[0] - size + 1, image.shape[1] - size + 1])
-  return image[top : top + size, left : left + size]
+  image = image[top : top + size, left : left + size]
+  return image[:, ::-1] if flip and rng.integers(2) else image
 
 
 def _upright(image: Image.Image) -> Image.Image:

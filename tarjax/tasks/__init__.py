@@ -57,8 +57,8 @@ TASK_KEYS: dict[str, frozenset[str]] = {
   "siglip2": frozenset({"dense", "naming"}),
   "mllm": frozenset({"words", "widen", "ta_tok", "ta_tok_from", "loss_chunk"}),
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
-  "vqvae": frozenset({"mix"}),
-  "hybrid": frozenset({"weights"}),
+  "vqvae": frozenset({"mix", "lpips", "gan"}),
+  "hybrid": frozenset({"weights", "lpips", "gan"}),
   "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales", "abs_pe_resize"}),
   "dc_ae": frozenset({"unit", "latent_noise"}),
   "dif_dtok": frozenset({"ta_tok", "ta_tok_from", "dc_ae", "dc_ae_from", "dc_ae_size"})

@@ -123,5 +123,13 @@ def test_crops():
   assert min(lefts) == 0 and max(lefts) == 40
   again = transforms.random_crop(ramp, 20, np.random.default_rng(3))
   assert (again == transforms.random_crop(ramp, 20, np.random.default_rng(3))).all()
+  slopes = []
+  for seed in range(200):
+    crop = transforms.random_crop(ramp, 20, np.random.default_rng(seed), zoom=1.25, flip=True)
+    assert crop.shape == (20, 20, 3)
+    slopes.append(np.diff(crop[10, 3:-3, 0].astype(int)).mean())
+  assert 60 < sum(slope < 0 for slope in slopes) < 140
+  sizes = 20 * 4 / np.abs(slopes)  # of the short side
+  assert 19.5 < sizes.min() < 20.5 and 24 < sizes.max() < 26
   assert transforms.center_crop(ramp, 10).shape == (10, 10, 3)
   assert transforms.center_crop(ramp[:, :7], 10).shape == (10, 10, 3)

@@ -38,7 +38,8 @@ SIZES = {  # what is trained, and what is frozen beside it
   "dif_dtok:512": (151_422_336, None),
   "mllm:1p5b_pretrain": (1_543_714_304 + 65_664 * 1536, 0),
   "mllm:7b_sft": (7_615_616_512 + 2 * 65_536 * 3584, 0),
-  "vqvae:full": (71_883_403, 0),
+  "vqvae:mse": (71_883_403, 0),
+  "vqvae:full": (71_883_403 + 2_765_633, 14_714_688 + 1472),  # PatchGAN; LPIPS on VGG16
 }
 # fmt: on
 CHIPS = {

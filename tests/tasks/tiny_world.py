@@ -92,6 +92,8 @@ def write_networks(home: Path) -> None:
     write_run(
       home / run, *jax.jit(lambda k, t=task: (t.init(k), t.init_frozen(k)))(jax.random.key(2))
     )
+  perceptual = tasks.make_task(parse("vqvae:tiny", home)).init_frozen
+  write_run(home / "lpips", jax.jit(perceptual)(jax.random.key(4))["lpips"])
   sana = tasks.make_task(parse("dif_dtok:tiny", home))
   write_run(home / "sana", jax.jit(sana._init)(jax.random.key(3)))  # type: ignore[attr-defined]
 
