@@ -76,7 +76,7 @@ class UniTokConfig:
       object.__setattr__(self, "encoder", encoder)
     if not isinstance(self.text, TextConfig):
       object.__setattr__(self, "text", TextConfig(**{**inherited, "out": self.embed, **self.text}))
-    if isinstance(self.decoder, dict) or hasattr(self.decoder, "items"):
+    if not isinstance(self.decoder, NaFlexConfig | None):
       sizes = {"channels": encoder.width, "width": encoder.width, "positions": encoder.grid**2}
       given: Any = self.decoder
       object.__setattr__(self, "decoder", NaFlexConfig(**{**inherited, **sizes, **given}))
