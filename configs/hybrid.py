@@ -21,7 +21,8 @@ from configs import base
 
 PAIRS, BATCH = 100_000_000, 4096
 STEPS = PAIRS // BATCH
-TEXT = dict(vocab=base.QWEN_WORDS, width=768, depth=12, heads=12, mlp=3072, length=77)
+# Rows of Qwen2.5 with its padding, which fsdp divides.
+TEXT = dict(vocab=151_936, width=768, depth=12, heads=12, mlp=3072, length=77)
 VITAMIN = dict(
   image=256, stem=160, widths=(160, 320), depths=(2, 4), width=1024, depth=31, heads=16, mlp=2048,
   drop_path=0.1,
@@ -83,7 +84,7 @@ def lite(config):
 
 
 def tiny(config):
-  text = dict(vocab=base.TINY_WORDS, width=16, depth=1, heads=2, mlp=32, length=8)
+  text = dict(vocab=624, width=16, depth=1, heads=2, mlp=32, length=8)
   config.model.update(text=text, codes=128, embed=16)
   if config.model.codebooks == 1:
     config.model.encoder = dict(base.TINY_SIGLIP2)
@@ -93,8 +94,8 @@ def tiny(config):
     config.data.size = base.TINY_SIGLIP2["image"]
   else:
     config.model.update(codebooks=2, code_width=16)
-    config.model.encoder.update(image=16, stem=8, widths=(8,), depths=(1,), width=16, depth=2)
-    config.model.encoder.update(heads=2, mlp=32)
+    config.model.encoder.update(image=16, stem=8, widths=(8,), depths=(1,), width=32, depth=2)
+    config.model.encoder.update(heads=2, mlp=64)
     config.gan.update(start=2, channels=8, layers=2)
     config.data.size = 16
   config.lpips.widths = (8, 8, 8, 8, 8)

@@ -140,10 +140,11 @@ class AttentionProjection(nn.Module):
     return y + GeGlu(2 * out, name="mlp")(LayerNorm(1e-5, name="norm2")(y))
 
 
-def linear(width: int, out: int, name: str | None = None, **options) -> Linear:
-  """float[b l d] -> float[b l out], with a bias."""
+def linear(width: int, out: int, name: str | None = None) -> Linear:
+  """float[b l d] -> float[b l out], with a bias; the wider side is the one that is split."""
+  axes = ("embed", "act_embed") if width >= out else ("act_embed", "embed")
   make: Any = {"bias": True, "init": xavier, "name": name}
-  return Linear("bld,dk->blk", (width, out), ("embed", "act_embed"), **make, **options)
+  return Linear("bld,dk->blk", (width, out), axes, **make)
 
 
 class SubCodebooks(nn.Module):
