@@ -46,7 +46,7 @@ OPTIM = {
     "name", "lr", "b1", "b2", "eps", "weight_decay", "warmup", "schedule", "final", "clip",
 }
 MORE_OPTIM = {"came": {"b3"}}  # keys of one optimizer
-OPTIONAL_OPTIM = {"restart_codes", "ema"}
+OPTIONAL_OPTIM = {"restart_codes", "ema", "discriminator"}
 # Keys that may change between two starts of one run, because no weight depends on them.
 FREE = {
     "mesh", "compiler", "accumulate", "log_every", "save_every", "eval_every", "eval_batches",
@@ -168,6 +168,7 @@ def check(config: ConfigDict) -> None:
   groups = (
     ("", tree, REQUIRED, REQUIRED | set(OPTIONAL) | TASK_KEYS[task]),
     ("optim.", tree.get("optim", {}), optim, optim | OPTIONAL_OPTIM),
+    ("optim.discriminator.", tree.get("optim", {}).get("discriminator", {}), set(), optim),
   )
   for group in groups:
     check_keys(*group)

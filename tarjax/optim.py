@@ -6,6 +6,7 @@ where stacked layers give them two dimensions (the rule of TA-Tok's and AR-DTok'
 networks are not among the parameters at all.
 """
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -58,7 +59,8 @@ def make_schedule(config, steps: int) -> optax.Schedule:
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
   """`config.optim` -> optax chain; gradients are clipped to global norm `clip` when it is > 0.
 
-  A discriminator's, which are of another loss, are clipped apart, see `clip_networks`.
+  A discriminator's, which are of another loss, are clipped apart, see `clip_networks`, and what
+  `config.discriminator` has (lr, b1, b2, ...) is for its parameters in the place of the rest's.
 
   With `restart_codes` = e, the number of rows of the parameter "codebook", dead rows are restarted
   during the first 70% of the steps. With `ema`, the state keeps an average of the parameters in
@@ -67,17 +69,10 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
   Raises:
     UserError: an unknown optimizer or schedule, or an average that is none.
   """
-  schedule = make_schedule(config, steps)
-  make: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
-  make |= {"weight_decay": config.weight_decay, "mask": decay_mask}
-  if config.name == "adamw":
-    optimizer = optax.adamw(schedule, **make)
-  elif config.name == "came":
-    optimizer = came(schedule, b3=config.b3, **make)
-  elif config.name == "muon":
-    optimizer = muon_nadam(schedule, **make)
-  else:
-    raise UserError(f"config.optim.name={config.name!r} is none of ['adamw', 'came', 'muon']")
+  optimizer = update_rule(config, steps)
+  if own := config.get("discriminator"):
+    judge = update_rule(SimpleNamespace(**{**config.to_dict(), **own}), steps)
+    optimizer = optax.partition({JUDGE: judge, "others": optimizer}, networks)
   if config.clip:
     optimizer = optax.chain(clip_networks(config.clip), optimizer)
   if codes := config.get("restart_codes", 0):
@@ -87,6 +82,29 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
       raise UserError(f"config.optim.ema={ema} must be between 0 and 1")
     optimizer = optax.chain(optimizer, keep_average(ema))
   return optimizer
+
+
+def update_rule(config, steps: int) -> optax.GradientTransformation:
+  """The optimizer that `config.name` names, with its schedule; errors as `make_optimizer`."""
+  schedule = make_schedule(config, steps)
+  make: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
+  make |= {"weight_decay": config.weight_decay, "mask": decay_mask}
+  if config.name == "adamw":
+    return optax.adamw(schedule, **make)
+  if config.name == "came":
+    return came(schedule, b3=config.b3, **make)
+  if config.name == "muon":
+    return muon_nadam(schedule, **make)
+  raise UserError(f"config.optim.name={config.name!r} is none of ['adamw', 'came', 'muon']")
+
+
+def networks(params):
+  """Tree of labels: which parameters are the discriminator's."""
+
+  def network(path, _):
+    return JUDGE if path[0].key == JUDGE else "others"
+
+  return jax.tree_util.tree_map_with_path(network, params)
 
 
 def clip_networks(norm: float) -> optax.GradientTransformation:

@@ -150,3 +150,34 @@ def test_chunked_cross_entropy_never_holds_all_logits():
   text = jax.jit(jax.grad(loss)).lower(jnp.zeros((1000, 4))).as_text()
   assert "tensor<2x8x1000xf32>" in text
   assert "tensor<2x64x1000xf32>" not in text and "tensor<8x2x8x1000xf32>" not in text
+
+
+def pairs(b=16, d=8):
+  image, text = rand(b, d), rand(b, d, seed=1)
+  return [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text)]
+
+
+def test_contrastive_loss():
+  image, text = pairs()
+  logits = 7 * torch.tensor(image) @ torch.tensor(text).T
+  right = torch.arange(16)
+  want = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+  close(losses.contrastive_loss(jnp.asarray(image), jnp.asarray(text), jnp.float32(7)), want)
+
+
+def test_contrastive_loss_over_eight_devices_is_that_of_one():
+  """Every picture meets the texts of all devices; so do the gradients."""
+  run = jax.value_and_grad(losses.contrastive_loss, (0, 1, 2))
+  arguments = (*pairs(), np.float32(7))
+  value, grads = jax.jit(run)(*arguments)
+  mesh = sharding.make_mesh({"data": 4, "fsdp": 2})
+  places = (*[sharding.batch_sharding(mesh)] * 2, sharding.replicated(mesh))
+  with jax.set_mesh(mesh):
+    split = [jax.device_put(x, place) for x, place in zip(arguments, places, strict=True)]
+    assert split[0].addressable_shards[0].data.shape == (2, 8)
+    far, sharded = jax.jit(run)(*split)
+  np.testing.assert_allclose(far, value, rtol=1e-6)
+  for a, b in zip(sharded, grads, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+  apart = [run(*(x[i : i + 2] for x in arguments[:2]), arguments[2])[0] for i in range(0, 16, 2)]
+  assert abs(np.mean(apart) - value) > 0.1  # what each device would make of its own pairs

@@ -223,3 +223,25 @@ def test_muons_momentum_is_sharded_as_its_parameter():
   pairs = list(zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True))
   assert {p for _, p in pairs} == {*jax.tree.leaves(where), "other"}
   assert all(p == (f"like {x.shape}" if x.shape and x.shape != (3,) else "other") for x, p in pairs)
+
+
+def test_a_discriminator_has_its_own_settings():
+  """Its updates are those of a run with them, the others' those of a run without it."""
+  own = {"lr": 0.01, "b1": 0.5, "b2": 0.9, "weight_decay": 0.2}
+  config_ = config(warmup=0, lr=0.1, weight_decay=0.5, clip=0.0)
+  with config_.unlocked():
+    config_.discriminator = own
+  tx = optim.make_optimizer(config_, 10)
+  plain, judge = (
+    optim.make_optimizer(config(warmup=0, clip=0.0, **changes), 10)
+    for changes in ({"lr": 0.1, "weight_decay": 0.5}, own)
+  )
+  params = {"decoder": {"kernel": jnp.ones(3)}, "discriminator": {"kernel": jnp.full(3, 2.0)}}
+  parts = [{name: params[name]} for name in params]
+  state, states = tx.init(params), [t.init(x) for t, x in zip((plain, judge), parts, strict=True)]
+  for step in range(3):
+    grads = jax.tree.map(lambda x, step=step: x * jnp.array([1.0, -2.0, step]), params)
+    updates, state = tx.update(grads, state, params)
+    for i, (t, name) in enumerate(zip((plain, judge), params, strict=True)):
+      want, states[i] = t.update({name: grads[name]}, states[i], parts[i])
+      np.testing.assert_allclose(updates[name]["kernel"], want[name]["kernel"], rtol=1e-6)

@@ -58,6 +58,7 @@ TASK_KEYS: dict[str, frozenset[str]] = {
   "mllm": frozenset({"words", "widen", "ta_tok", "ta_tok_from", "loss_chunk", "pre_align"}),
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
   "vqvae": frozenset({"mix", "lpips", "gan"}),
+  "hybrid": frozenset({"weights", "lpips", "gan"}),
   "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales", "abs_pe_resize"}),
   "llamagen": frozenset(),
   "dc_ae": frozenset({"unit", "latent_noise"}),
@@ -82,6 +83,8 @@ def make_task(config) -> Task:
       from tarjax.tasks.ta_tok import Task
     case "vqvae":
       from tarjax.tasks.vqvae import Task
+    case "hybrid":
+      from tarjax.tasks.hybrid import Task
     case "ar_dtok":
       from tarjax.tasks.ar_dtok import Task
     case "llamagen":

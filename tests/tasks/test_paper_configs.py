@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh
 from tiny_world import parse
 
-from configs import ar_dtok, base, dif_dtok, mllm, ta_tok, vqvae
+from configs import ar_dtok, base, dif_dtok, hybrid, mllm, ta_tok, vqvae
 from tarjax import optim, sharding, tasks
 from tarjax.models import ar_dtok as ar_models
 from tarjax.models.dc_ae import DcAeConfig
@@ -90,7 +90,16 @@ def count(tree):
 
 
 @pytest.mark.parametrize(
-  "name", [*TABLE, "ar_dtok:256_s", "ar_dtok:1024_xxxl", "vqvae:full", "llamagen:xl"]
+  "name",
+  [
+    *TABLE,
+    "ar_dtok:256_s",
+    "ar_dtok:1024_xxxl",
+    "vqvae:full",
+    "llamagen:xl",
+    "hybrid:full",
+    "hybrid:lite",
+  ],
 )
 def test_shards_are_aligned(name, tmp_path):
   """On the mesh of the config, every axis that is cut is cut into whole sublanes."""
@@ -164,7 +173,7 @@ def test_networks_of_configs_are_those_of_the_models(tmp_path):
   assert (words.text_rows, words.codes) == (151_665, 65_536) == (base.QWEN_WORDS, 65_536)
 
 
-@pytest.mark.parametrize("stage", [ta_tok, ar_dtok, dif_dtok, mllm, vqvae])
+@pytest.mark.parametrize("stage", [ta_tok, ar_dtok, dif_dtok, mllm, vqvae, hybrid])
 @pytest.mark.parametrize("variant", ["huge", "2048_xl", "256_xxs", "1p5b", "1p5b_rl"])
 def test_an_unknown_variant_is_told(stage, variant):
   with pytest.raises(ValueError, match="unknown variant .*: .*(full|256|xl|512|pretrain|1p5b)"):
