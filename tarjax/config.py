@@ -36,6 +36,8 @@ OPTIONAL = {
     "keep_every": 0,  # also keep each save whose step is a multiple of this
     "nonfinite_limit": 10,  # skipped steps in a row that are too many,
     "nonfinite_then": "stop",  # or "rewind" to the last save and pass over their data
+    "min_usage": 0.0,  # share of codes in use below which a run stops; 0: never
+    "min_usage_after": 0,  # steps
     "hang_seconds": 1800.0,  # without a step, after which a process ends; 0: never
     "profile_steps": "",  # "a:b": a trace of steps a+1 to b for xprof
     "wandb": "",  # project
@@ -48,8 +50,8 @@ OPTIONAL_OPTIM = {"restart_codes", "ema"}
 # Keys that may change between two starts of one run, because no weight depends on them.
 FREE = {
     "mesh", "compiler", "accumulate", "log_every", "save_every", "eval_every", "eval_batches",
-    "evals", "keep", "keep_every", "nonfinite_limit", "nonfinite_then", "hang_seconds",
-    "profile_steps", "wandb",
+    "evals", "keep", "keep_every", "min_usage", "min_usage_after", "nonfinite_limit",
+    "nonfinite_then", "hang_seconds", "profile_steps", "wandb",
     "data/max_damaged", "data/workers", "data/threads", "data/prefetch",
 }
 # fmt: on
@@ -234,24 +236,29 @@ def claim(workdir: Path, config: ConfigDict) -> None:
   Raises:
     UserError: the directory cannot be made, or holds weights made with another config.
   """
-  path, mine = workdir / "config.json", flatten(plain(config))
+  path = workdir / "config.json"
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
-      theirs = flatten(json.loads(path.read_text())["config"])
-      differ = []
-      for key in sorted(mine.keys() | theirs.keys()):
-        free = key in FREE or key.split("/")[0] in FREE
-        if not free and mine.get(key) != theirs.get(key):
-          old, new = theirs.get(key), mine.get(key)
-          differ.append(f"{key.replace('/', '.')} ({old} there, {new} here)")
-      if differ:
+      if differ := differences(workdir, config):
         raise UserError(f"{workdir} holds a run with another config: {', '.join(differ)}")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     record = {"config": plain(config), "versions": versions, "revision": revision()}
     write_json(path, record)
   except OSError as e:
     raise UserError(f"cannot write to workdir {workdir}: {e.strerror}") from e
+
+
+def differences(workdir: Path, config: ConfigDict) -> list[str]:
+  """What the weights of a run depend on and its config.json has otherwise, in words."""
+  mine = flatten(plain(config))
+  theirs = flatten(json.loads((workdir / "config.json").read_text())["config"])
+  differ = []
+  for key in sorted(mine.keys() | theirs.keys()):
+    old, new = theirs.get(key), mine.get(key)
+    if old != new and not {key, key.split("/")[0]} & FREE:
+      differ.append(f"{key.replace('/', '.')} ({old} there, {new} here)")
+  return differ
 
 
 def revision() -> str | None:

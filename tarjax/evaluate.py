@@ -10,6 +10,8 @@
   python -m tarjax.evaluate --model runs/tar --tasks reconstruction --data /data/imagenet_val
       --out results.json
 
+  python -m tarjax.evaluate --report configs/ablations/scales.py --workdir runs/ablations/scales
+
 Stages whose run directories lie in the model's folder enter the report of `digits` with their
 curves, time and memory. The benchmarks are read from DATA and answered greedily at scale 1; their
 answers are kept beside the results, in results.answers.jsonl, where --resume goes on. The pictures
@@ -18,7 +20,9 @@ of GenEval and DPG-Bench go to results.geneval and results.dpg, for their judges
 keeps of N candidates for each picture the one that the model itself judges best.
 
 For `reconstruction`, DATA is a folder of pictures, or NAME:PATH with any format of the README's
-table; tokenizers are enough of a model. The work of all tasks is shared by all devices.
+table; tokenizers are enough of a model. The work of all tasks is shared by all devices. With
+--workdir, what launch/ablation.sh made of a table of the paper is reported beside the paper's
+numbers.
 """
 
 import argparse
@@ -45,10 +49,11 @@ SEEDS = "of each output, from sha256 of its number and its prompt"
 
 def arguments(argv: list[str]) -> argparse.Namespace:
   parser = argparse.ArgumentParser(prog="tarjax.evaluate", description="Scores a model on tasks.")
-  parser.add_argument("--model", required=True, help="folder with bundle.json")
+  parser.add_argument("--model", help="folder with bundle.json")
   parser.add_argument("--tasks", default="digits", help=f"comma-separated, of {', '.join(TASKS)}")
-  parser.add_argument("--out", required=True, help="JSON file to write")
-  parser.add_argument("--report", help="HTML file to write")
+  parser.add_argument("--out", help="JSON file to write")
+  parser.add_argument("--report", help="HTML file to write; with --workdir, a table's page")
+  parser.add_argument("--workdir", help="folder of a table of the paper")
   parser.add_argument("--batch", type=int, default=64, help="prompts at a time")
   parser.add_argument("--scale", type=int, help="of pictures: 1, 2 or 3; digits 2, benchmarks 1")
   parser.add_argument("--best_of", type=int, help="candidates for each picture (Self Reflect)")
@@ -60,6 +65,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
   others = parser.add_argument_group("benchmarks")
   others.add_argument("--data", help="folder with copies of the data sets, lmms-lab/NAME in NAME")
   others.add_argument("--limit", type=int, default=0, help="only the first so many of each")
+  others.add_argument("--detokenizer", default="ar", help="what paints: ar or dif")
   others.add_argument("--resize", default="crop", help="of pictures to reconstruct, or squash")
   others.add_argument("--resume", action="store_true", help="keep the answers that are there")
   return parser.parse_args(argv)
@@ -67,6 +73,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace, began: float) -> None:
   """Checks what is cheap to check before anything is loaded."""
+  if args.workdir:
+    return table_of_paper(args)
   names = list(dict.fromkeys(args.tasks.split(",")))
   check(args, names)
   tables = {
@@ -97,8 +105,19 @@ def run(args: argparse.Namespace, began: float) -> None:
   print(f"scores: {args.out}")
 
 
+def table_of_paper(args: argparse.Namespace) -> None:
+  from tarjax.evals import table_report
+
+  if not args.report:
+    raise UserError("--workdir needs --report, a file of configs/ablations/")
+  table_report.write(args.report, Path(args.workdir).absolute())
+
+
 def check(args: argparse.Namespace, names: list[str]) -> None:
   """Raises UserError for what the command line alone shows to be wrong."""
+  for flag in ("model", "out"):
+    if not getattr(args, flag):
+      raise UserError(f"--{flag} is missing")
   for task in names:
     if task not in TASKS:
       raise UserError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
@@ -106,6 +125,8 @@ def check(args: argparse.Namespace, names: list[str]) -> None:
     raise UserError(f"--count must be at least 12, two prompts per category, not {args.count}")
   if args.scale not in (None, 1, 2, 3):
     raise UserError(f"scale must be 1, 2 or 3, not {args.scale}")
+  if args.detokenizer not in ("ar", "dif"):
+    raise UserError(f"--detokenizer must be ar or dif, not {args.detokenizer}")
   if args.judge_feed not in ("ids", "reencoded"):
     raise UserError(f"--judge_feed must be ids or reencoded, not {args.judge_feed}")
   for flag, least in (("seed", 0), ("limit", 0), ("batch", 1), ("best_of", 1)):
@@ -181,6 +202,11 @@ def chosen_by(args: argparse.Namespace) -> dict:
   return self_reflect.settings(args.best_of, args.judge_feed) if args.best_of else {}
 
 
+def painter(args: argparse.Namespace) -> dict:
+  """The de-tokenizer, where it is not the usual one."""
+  return {} if args.detokenizer == "ar" else {"detokenizer": args.detokenizer}
+
+
 def benchmarks(args: argparse.Namespace, pipe, tables: dict[str, Table], model: dict) -> dict:
   """{name: scores with intervals, and what they depend on}, printed."""
   sampler = pipe.bundle["sampling"].get("text", {}) | {"temperature": 0.0}
@@ -221,8 +247,8 @@ def pictures(args: argparse.Namespace, pipe, jobs: dict[str, list], model: dict)
 
   sampling, scale = pipe.bundle["sampling"], scale_of(args, pipe, 1)
   sampler = {"image": sampling["image"], "pixels": sampling.get("pixels", {}), "scale": scale}
-  how, found = {"sampler": sampler, "seeds": SEEDS} | chosen_by(args), {}
-  generate = functools.partial(drawer(args, pipe) or pipe.generate, scale=scale)
+  how, found = {"sampler": sampler, "seeds": SEEDS} | chosen_by(args) | painter(args), {}
+  generate = functools.partial(drawer(args, pipe) or pipe.generate, scale=scale, **painter(args))
   for name, todo in jobs.items():
     folder = folder_of(args, name)
     drawing.claim(folder, model | how, args.resume)

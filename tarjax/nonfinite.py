@@ -13,7 +13,9 @@ REWINDS = 3  # to one save, before the run gives up
 
 
 class Diverged(Exception):
-  """Too many losses or gradients in a row are not finite."""
+  """Too many losses or gradients in a row are not finite; `code` is the exit code of the run."""
+
+  code = 1
 
 
 class NonFinite:

@@ -68,6 +68,8 @@ class Stage:
         return row
       case "codes":
         return codes | {"vq": of(np.int32, task.net.length)}
+      case "classes":
+        return {"label": of(np.int32), "vq": of(np.int32, task.net.length)}
       case "latents":
         net = task.net
         return codes | {"latent": of(np.float32, net.size, net.size, net.channels)}

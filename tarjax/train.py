@@ -6,8 +6,8 @@
 Run it again after any interruption and it goes on from its last save; a finished run says so.
 launch/local.sh starts it on several processes.
 Exit codes: 0 done, 1 it cannot go on (losses that are not finite, a last save that failed), 2 a
-mistake in the command or config, 3 a step hung, 128 + n stopped by signal n after saving (143 for
-SIGTERM; on several processes it is always 143).
+mistake in the command or config, 3 a step hung, 4 the codebook collapsed (config.min_usage), 128 +
+n stopped by signal n after saving (143 for SIGTERM; on several processes it is always 143).
 """
 
 import collections
@@ -23,7 +23,7 @@ import time
 import traceback
 from pathlib import Path
 
-from tarjax import distributed
+from tarjax import collapse, distributed
 from tarjax.config import FREE, UserError, claim, finished, parse, plain, steps_of, told, write_json
 from tarjax.nonfinite import Diverged, NonFinite
 from tarjax.watchdog import Watchdog
@@ -52,7 +52,7 @@ def main(argv: list[str], began: float) -> int:
     code = 2
   except Diverged as e:
     print(f"stopped: {e}", file=sys.stderr)
-    code, together = 1, True
+    code, together = e.code, True
   except Exception:
     traceback.print_exc()
     code = 1
@@ -211,6 +211,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
       writer.write(step, values)
       progress.show(step, values)
       clock.read(step)
+      collapse.look(config, step, values)
 
       # --- save: in the background; while steps are being skipped the save before is the good one
       if save and (last or not faults.row):

@@ -9,7 +9,7 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("mllm", steps=300, batch=4, lr=3e-3, warmup=40)
+  config = base.get_config("mllm", steps=400, batch=4, lr=3e-3, warmup=40)
   config.optim.name = "muon"
   config.model = dict(base.LLM)
   config.words = dict(text_rows=base.TEXT_ROWS, codes=0)

@@ -22,6 +22,7 @@ from tarjax.convert.rules import (
   Tree,
   merge_heads,
   split_heads,
+  split_pairs,
   to_params,
   to_state_dict,
   transpose,
@@ -118,11 +119,13 @@ def ar_dtok_rules(c: ArDtokConfig) -> list[Rule]:
   """The table, for a state dict whose wqkv is cut into wq, wk and wv."""
   layer, cond = r"layers\.(\d+)\.", TABLES[c.cond]
   attn, mlp = layer + r"attention\.", layer + r"feed_forward\."
+  turned = split_pairs if c.rotary else split_heads
   # fmt: off
   table = [
       Rule(r"tok_embeddings\.weight",           "embed/embedding"),
-      Rule(attn + r"wq\.weight",                "blocks/attn/q/kernel",   split_heads(c.heads)),
-      Rule(attn + r"w(k|v)\.weight",            "blocks/attn/{1}/kernel", split_heads(c.kv_heads)),
+      Rule(attn + r"wq\.weight",                "blocks/attn/q/kernel",   turned(c.heads)),
+      Rule(attn + r"wk\.weight",                "blocks/attn/k/kernel",   turned(c.kv_heads)),
+      Rule(attn + r"wv\.weight",                "blocks/attn/v/kernel",   split_heads(c.kv_heads)),
       Rule(attn + r"wo\.weight",                "blocks/attn/out/kernel", merge_heads(c.heads)),
       Rule(mlp + r"w1\.weight",                 "blocks/mlp/gate/kernel", transpose),
       Rule(mlp + r"w3\.weight",                 "blocks/mlp/up/kernel",   transpose),
@@ -140,7 +143,8 @@ def ar_dtok_rules(c: ArDtokConfig) -> list[Rule]:
   else:
     table += [Rule(cond + r"\.embedding_table\.weight", "cond/embedding")]
   # fmt: on
-  return table if c.fixed_positions else [*table, Rule("abs_pe", "positions", first)]
+  learned = not (c.fixed_positions or c.rotary)
+  return [*table, Rule("abs_pe", "positions", first)] if learned else table
 
 
 def from_torch(config: ArDtokConfig, sd: Mapping[str, np.ndarray]) -> Tree:

@@ -45,6 +45,20 @@ def split_heads(heads: int) -> Fn:
   return Fn(lambda w: w.T.reshape(w.shape[1], heads, -1), lambda w: w.reshape(w.shape[0], -1).T)
 
 
+def split_pairs(heads: int) -> Fn:
+  """[h*k d] <-> [d h k], where pairs of neighbours, which turn together, come apart by k/2."""
+
+  def there(w):
+    pairs = w.T.reshape(w.shape[1], heads, -1, 2)  # [d h k/2 2]
+    return pairs.swapaxes(2, 3).reshape(w.shape[1], heads, -1)
+
+  def back(w):
+    halves = w.reshape(w.shape[0], heads, 2, -1)  # [d h 2 k/2]
+    return halves.swapaxes(2, 3).reshape(w.shape[0], -1).T
+
+  return Fn(there, back)
+
+
 def split_bias(heads: int) -> Fn:
   """[h*k] <-> [h k]."""
   return Fn(lambda b: b.reshape(heads, -1), lambda b: b.reshape(-1))

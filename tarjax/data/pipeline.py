@@ -6,6 +6,7 @@ A batch is a dict of arrays with a leading batch axis; config.data.format says w
   pairs   "image" uint8[b y x 3], "text" int32[b t], padded with <|endoftext|>, and "regions"
           int32[b l k] where the records say what stands in each part of the picture
   codes   "codes1" int32[b n1], "codes2" int32[b n2], "codes3" int32[b n3], "vq" int32[b t]
+  classes "label" int32[b], "vq" int32[b t]
   latents "codes1", "codes2", "codes3" as above, "latent" float32[b y x c]
   packed  "tokens", "labels", "segments", "positions" int32[b l]: several examples a row;
           labels[i] belongs to token i (-100: none), segments count from 1 and are 0 in padding.
@@ -44,7 +45,7 @@ class DataConfig:
   """config.data; what is not used by a format may be left out."""
 
   sources: Sequence[Mapping[str, Any]]  # {"name", "weight", arguments of the source}
-  format: str  # images, pairs, codes, latents, packed
+  format: str  # images, pairs, codes, classes, latents, packed
   tokenizer: str = ""  # folder, relative to the workdir
   size: int = 0  # images: side in pixels; 0 takes them as they are
   resize: str = "squash"  # or "crop": random in training, central in tests
@@ -301,6 +302,28 @@ class Latents(Codes):
   target, dtype = "latent", np.float32
 
 
+class Classes:
+  """Format "classes": the label of a record, and the VQ codes of one of its images.
+
+  A record may hold several views of its picture (crops, mirrored or not); one is drawn.
+  """
+
+  def __init__(self, data: DataConfig, record: Records, config, split: str):
+    del data, split
+    self._record, self._seed = record, config.seed
+
+  def members(self, index: int) -> list[int]:
+    return [index]
+
+  def row(self, index: int) -> Row:
+    record = self._record(index)
+    if "label" not in record or not record.get("vq"):
+      raise ValueError(f"record {record.get('id', '?')} lacks 'label' or 'vq'")
+    views = record["vq"]
+    view = views[draw(self._seed, index) % len(views)]
+    return {"label": np.int32(record["label"]), "vq": view.astype(np.int32)}
+
+
 class Packed:
   """Format "packed": conversations and documents, pictures as `config.representation` has them,
   those that have scales at a scale drawn for the example."""
@@ -358,7 +381,14 @@ class Packed:
     return tokens.chat_tokens(self._tok, self._vocab, record, scale, style, self.layout)
 
 
-FORMATS = {"images": Images, "pairs": Pairs, "codes": Codes, "latents": Latents, "packed": Packed}
+FORMATS = {
+  "images": Images,
+  "pairs": Pairs,
+  "codes": Codes,
+  "classes": Classes,
+  "latents": Latents,
+  "packed": Packed,
+}
 
 
 def _tokenizer(data: DataConfig, config):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Counts = Mapping[str, float]
 Metrics = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -53,3 +54,10 @@ def ratio(part, whole):
   """part / whole, and 0 of nothing."""
   whole = np.asarray(whole, np.float64)
   return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 0.0)
+
+
+def of_runs(values: Sequence[float]) -> tuple[float, float, float]:
+  """Mean of two or more runs that differ in their seed, and the ends of Student's interval."""
+  mean, n = float(np.mean(values)), len(values)
+  reach = stats.t.ppf((1 + LEVEL) / 2, n - 1) * float(np.std(values, ddof=1)) / n**0.5
+  return mean, mean - reach, mean + reach

@@ -3,6 +3,9 @@
 The "llama-abs" family: a causal transformer over [condition, codes] with one learned table of
 absolute positions added at the bottom. Condition token j takes row j and code j takes row k + j,
 where k is the number of condition tokens given, so codes move when the condition is shorter.
+
+With `rotary` it is LlamaGen (arXiv 2406.06525), which draws from a class: no table, but half of
+each head's pairs turns with the row of a code and half with its column.
 """
 
 import dataclasses
@@ -29,6 +32,7 @@ from tarjax.models.layers import (
 )
 from tarjax.sharding import named, shard
 
+THETA = 1e4  # base of the rotary positions
 # name: depth, heads, width; heads are 64 wide
 FAMILY = {
   "S": (12, 6, 384),
@@ -62,6 +66,7 @@ class ArDtokConfig:
     cond_length: most condition tokens, and with `length` the size of the position table.
     length: number of codes of an image, T.
     fixed_positions: sines and cosines in the place of a learned table.
+    rotary: rotary positions of a square picture in the place of any table.
     cond_dropout: how often training replaces a sample's condition by the null condition; with 0,
       the table of "indices" and "class" has no null row.
     init_std: of the weights at random; 0.02 suits 1280 channels, and fewer learn faster from more.
@@ -79,6 +84,7 @@ class ArDtokConfig:
   cond_length: int = 729
   length: int = 256
   fixed_positions: bool = False
+  rotary: bool = False
   token_dropout: float = 0.1
   resid_dropout: float = 0.1
   ffn_dropout: float = 0.1
@@ -98,6 +104,8 @@ class ArDtokConfig:
       raise ValueError(f"cond='class' is one token, but cond_length={self.cond_length}")
     if self.cond != "features" and self.cond_vocab < 1:
       raise ValueError(f"cond={self.cond!r} needs cond_vocab, the number of rows of its table")
+    if self.rotary and (math.isqrt(self.length) ** 2 != self.length or self.head_dim % 4):
+      raise ValueError(f"rotary: length={self.length} is no square, or head_dim no multiple of 4")
     object.__setattr__(self, "kv_heads", kv_heads)
     object.__setattr__(self, "mlp", self.mlp or mlp_width(self.width))
 
@@ -141,6 +149,20 @@ def sine_table(rows: int, width: int) -> np.ndarray:
   return np.concatenate([np.sin(angle), np.cos(angle)], 1).astype(np.float32)
 
 
+def grid_table(config: ArDtokConfig) -> tuple[np.ndarray, np.ndarray]:
+  """Cosines and sines of all that is fed, float32[rows k/2] each: first rows', then columns'.
+
+  Both are 0 for the condition, whose queries and keys vanish with it, as in the original.
+  """
+  side, quarter = math.isqrt(config.length), config.head_dim // 4
+  freq = THETA ** (-np.arange(quarter) / quarter)
+  angle = np.arange(side)[:, None] * freq  # [side k/4]
+  angle = np.concatenate([angle.repeat(side, 0), np.tile(angle, (side, 1))], 1)[:-1]
+  none = np.zeros((config.cond_length, 2 * quarter))
+  cos, sin = (np.concatenate([none, turn(angle)]) for turn in (np.cos, np.sin))
+  return cos.astype(np.float32), sin.astype(np.float32)
+
+
 def resize_table(table: np.ndarray, cond_length: int, length: int) -> np.ndarray:
   """The position table of another resolution: float32[k+T-1 d] -> float32[k+T'-1 d].
 
@@ -173,13 +195,14 @@ class Block(nn.Module):
   train: bool
 
   @nn.compact
-  def __call__(self, x, mask, cache, index):
+  def __call__(self, x, mask, rotary, cache, index):
     """float[b l d] -> (float[b l d], cache)."""
     c, dtype = self.config, jnp.dtype(self.config.dtype)
     init = normal(c.init_std)
     attn = Attention(c.heads, c.kv_heads, c.head_dim, False, False, dtype, init, name="attn")
     y = RMSNorm(c.eps, name="norm1")(x)
-    y, cache = attn(y, mask=mask, causal=mask is None, cache=cache, index=index)
+    sight: Any = {"mask": mask, "causal": mask is None, "rotary": rotary}
+    y, cache = attn(y, **sight, cache=cache, index=index)
     x = shard(x + drop(y, c.resid_dropout, self.train), "batch", "length", "act_embed")
     x = checkpoint_name(x, "resid")
     y = GatedMlp(c.mlp, dtype, init, name="mlp")(RMSNorm(c.eps, name="norm2")(x))
@@ -231,14 +254,19 @@ class ArDtok(nn.Module):
     l = x.shape[1]
     if l > c.rows:
       raise ValueError(f"{k} condition tokens and {l - k} codes exceed {c.rows} positions")
-    x = x + jax.lax.dynamic_slice_in_dim(self.positions(), index, l).astype(dtype)
+    rotary = None
+    if c.rotary:
+      part = [jax.lax.dynamic_slice_in_dim(jnp.asarray(t), index, l) for t in grid_table(c)]
+      rotary = tuple(t[None, :, None] for t in part)  # [1 l 1 k/2]
+    else:
+      x = x + jax.lax.dynamic_slice_in_dim(self.positions(), index, l).astype(dtype)
     x = shard(x, "batch", "length", "act_embed")
     mask = None  # causal
     if cache is not None:
       mask = (jnp.arange(cache["k"].shape[2]) <= index + jnp.arange(l)[:, None])[None]  # [1 l s]
-    axes = (nn.broadcast, 0, nn.broadcast)
+    axes = (nn.broadcast, nn.broadcast, 0, nn.broadcast)
     blocks = stack(Block, c.depth, c.remat, in_axes=axes)(c, train, name="blocks")
-    x, cache = blocks(x, mask, cache, index)
+    x, cache = blocks(x, mask, rotary, cache, index)
     x = x[:, -1:] if cache is not None else x[:, k - 1 :]  # [b T d]
     x = RMSNorm(c.eps, name="norm")(x)
     shape, axes = (c.width, c.vocab), ("act_embed", "vocab")

@@ -16,9 +16,10 @@ import numpy as np
 
 from tarjax.models.layers import Array, Linear, lecun
 from tarjax.models.siglip2 import NaFlexConfig, NaFlexTower, VisionConfig, VisionTower, square_side
-from tarjax.models.vq import SimVq
+from tarjax.models.vq import SimVq, TableVq
 
 SCALES = (1, 2, 3)
+QUANTIZERS = {"llm": SimVq, "table": TableVq}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class TaTokConfig:
   A decoder given as a dict takes `channels` and `width` from the rest, and both take `dtype` and
   `remat` from here, unless they say otherwise. `select_layer` indexes the encoder's hidden
   states, embeddings first: -2 is the input of the last block. A negative `temperature` is
-  learned.
+  learned. `codebook` is "llm" (C = E W, of a language model's rows E) or, for comparison, "table":
+  trained itself, from random rows.
   """
 
   encoder: VisionConfig
@@ -39,6 +41,7 @@ class TaTokConfig:
   stochastic: bool = False
   temperature: float = 0.03
   select_layer: int = -2
+  codebook: str = "llm"
   dtype: str = "float32"
   remat: str = "none"
 
@@ -60,6 +63,8 @@ class TaTokConfig:
       raise ValueError(f"select_layer {self.select_layer} is no block of {encoder.depth}")
     if self.stochastic and not self.l2_normalized:
       raise ValueError("a stochastic quantiser needs l2_normalized")
+    if self.codebook not in QUANTIZERS:
+      raise ValueError(f"codebook {self.codebook!r} is none of {list(QUANTIZERS)}")
 
   @property
   def blocks(self) -> int:
@@ -103,7 +108,8 @@ class TaTok(nn.Module):
     self.encoder = VisionTower(c.encoder, blocks=c.blocks, post_norm=False, head=False)
     self.encode_task = Linear("bld,dk->blk", (d, d), axes, **make)
     self.in_linear = Linear("bld,dk->blk", (d, w), axes, **make)
-    self.quantizer = SimVq(c.codes, w, c.l2_normalized, c.stochastic, c.temperature)
+    quantizer = QUANTIZERS[c.codebook]
+    self.quantizer = quantizer(c.codes, w, c.l2_normalized, c.stochastic, c.temperature)
     self.out_linear = Linear("bld,dk->blk", (w, w), axes, **make)
     self.decoder = NaFlexTower(c.decoder, head=False)
     self.decode_task1 = Linear("bld,dk->blk", (d, d), axes, **make)
@@ -145,7 +151,7 @@ class TaTok(nn.Module):
     return self.decode(self.quantizer.lookup(ids, codebook))
 
   def codebook(self) -> Array:
-    """The effective codebook C = E W + b, float32[e w]; compute it once when W is fixed."""
+    """The effective codebook (C = E W + b), float32[e w]; compute it once when W is fixed."""
     return self.quantizer.codebook()
 
   def encode(self, images: Array, scale: int = 1, codebook: Array | None = None) -> Array:

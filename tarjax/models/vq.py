@@ -1,7 +1,8 @@
 """Vector quantisation: code search, TA-Tok's SimVQ quantiser, and its choice of codebook rows.
 
 TA-Tok's codebook is C = E W: E holds frozen rows of a language model's token embeddings, W is
-trained (paper Eq. 1-3; SimVQ, arXiv 2411.02038). Letters: t tokens, e codebook entries.
+trained (paper Eq. 1-3; SimVQ, arXiv 2411.02038). Table 9 compares it with ordinary codebooks.
+Letters: t tokens, e codebook entries.
 Everything here is float32 at full matmul precision.
 """
 
@@ -208,6 +209,20 @@ class SimVq(nn.Module):
     cos = jnp.einsum("bld,ed->ble", z, table, precision=jax.lax.Precision.HIGHEST)
     inverse = self.temperature_inv if self.temperature < 0 else 1 / self.temperature
     return jax.random.categorical(rng, jax.lax.stop_gradient(cos * inverse)).astype(jnp.int32)
+
+
+class TableVq(SimVq):
+  """The ordinary quantiser: the codebook itself is trained, from random rows (Table 9a, b)."""
+
+  def setup(self):
+    init = named(normal(self.width**-0.5), "codebook", "act_embed")
+    self.embedding = self.param("table", init, (self.codes, self.width), jnp.float32)
+    if self.stochastic and self.temperature < 0:
+      init = nn.initializers.constant(10.0)
+      self.temperature_inv = self.param("temperature_inv", init, (), jnp.float32)
+
+  def _effective(self, rows: Array) -> Array:
+    return unit(rows) if self.l2_normalized else rows
 
 
 METRICS = ("l2", "sqeuclidean", "cosine")

@@ -55,11 +55,12 @@ class Task(Protocol):
 # Top-level config keys that one task reads, beyond those that every run has.
 TASK_KEYS: dict[str, frozenset[str]] = {
   "siglip2": frozenset({"dense", "naming"}),
-  "mllm": frozenset({"words", "widen", "ta_tok", "ta_tok_from", "loss_chunk"})
+  "mllm": frozenset({"words", "widen", "ta_tok", "ta_tok_from", "loss_chunk", "pre_align"})
   | {"representation", "siglip2", "vqvae_from"},
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
   "vqvae": frozenset({"mix"}),
   "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales", "abs_pe_resize"}),
+  "llamagen": frozenset(),
   "dc_ae": frozenset({"unit", "latent_noise"}),
   "dif_dtok": frozenset({"ta_tok", "ta_tok_from", "dc_ae", "dc_ae_from", "dc_ae_size"})
   | {"sana_from", "trained", "shift", "cond_dropout", "scales"},
@@ -84,6 +85,8 @@ def make_task(config) -> Task:
       from tarjax.tasks.vqvae import Task
     case "ar_dtok":
       from tarjax.tasks.ar_dtok import Task
+    case "llamagen":
+      from tarjax.tasks.llamagen import Task
     case "dc_ae":
       from tarjax.tasks.dc_ae import Task
     case "dif_dtok":

@@ -26,7 +26,8 @@ class Task:
   words, 0 for a text model). `config.widen` starts this run from a text model: llm and ta_tok
   (checkpoint specs), embed_init, and scale, which the codebook is divided by to have rows like the
   text's; `config.ta_tok` is then the tokenizer's network. Without it, a run starts from config.init
-  or from scratch, and `config.ta_tok_from` may name the run whose words the data must be.
+  or from scratch, and `config.ta_tok_from` may name the run whose words the data must be. With
+  `config.pre_align` only the rows of what is not text are trained (the pre-alignment of Table 3).
 
   `config.representation` is "ta_tok" unless it says otherwise. "vqvae" and "janus" have
   words.tokens codes in a picture, `vqvae_from` in the place of `ta_tok_from`, and rows that start
@@ -44,6 +45,8 @@ class Task:
       raise ValueError(f"model.vocab={self.net.vocab} rows do not hold {self.used} words")
     ta_tok = {"ta_tok": TaTok(TaTokConfig(**config.ta_tok))} if "ta_tok" in config else {}
     self.representation = make_representation(config, ta_tok)
+    if config.get("pre_align", False) and config.optim.weight_decay:
+      raise ValueError("config.pre_align trains new rows only: set config.optim.weight_decay to 0")
 
   def init(self, rng):
     params = self.model.init(rng, jnp.zeros((1, 8), jnp.int32))["params"]
@@ -89,6 +92,8 @@ class Task:
 
   def loss(self, params, frozen, batch, rng, *, train):
     """Cross-entropy over labelled tokens; text and visual words are also logged apart."""
+    if self.config.get("pre_align", False):
+      params = self._only_new(params)
     inputs = self.representation.inputs(self.model, {"mllm": params} | frozen, batch)
     packed = {name: batch[name] for name in ("positions", "segments")}
     hidden, _ = self.model.apply({"params": params}, **inputs, **packed)
@@ -107,3 +112,20 @@ class Task:
     metrics["filled"] = (batch["segments"] > 0).mean()
     metrics["counts"] = {"loss": count} | {f"loss_{k}": n for k, (_, n) in parts.items()}
     return total / jnp.maximum(count, 1), metrics
+
+  def _only_new(self, params):
+    """The same parameters, of which only the rows after the text's have a gradient."""
+    fixed = jax.lax.stop_gradient(params)
+
+    def rows(table, kept, axis):
+      shape = [1, 1]
+      shape[axis] = -1
+      new = jnp.arange(table.shape[axis]).reshape(shape) >= self.first_image
+      return jnp.where(new, table, kept)
+
+    embed, kept = params["embed"]["embedding"], fixed["embed"]["embedding"]
+    tables = {"embed": dict(fixed["embed"], embedding=rows(embed, kept, 0))}
+    if "lm_head" in params:
+      head, kept = params["lm_head"]["kernel"], fixed["lm_head"]["kernel"]
+      tables["lm_head"] = dict(fixed["lm_head"], kernel=rows(head, kept, 1))
+    return fixed | tables

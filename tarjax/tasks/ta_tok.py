@@ -1,7 +1,8 @@
 """TA-Tok: text-aligned visual tokens that rebuild a frozen SigLIP2's features (paper Sec. 3.1).
 
 L = (1 - cos(rec, teacher)) + codebook term (Eq. 1-3). Trained: encoder, bottleneck, W, decoder,
-task layers. Frozen: the LLM's embedding rows E and the teacher. One pool scale per step.
+task layers. Frozen: the LLM's embedding rows E and the teacher. One pool scale per step. With
+model.codebook="table" there is no E, and the codebook itself is trained (Table 9).
 """
 
 import functools
@@ -45,9 +46,9 @@ class Task:
     return params
 
   def init_frozen(self, rng):
-    full = self.model.init(rng, self._images(), scale=1)["params"]
+    quantizer = self.model.init(rng, self._images(), scale=1)["params"]["quantizer"]
     teacher = self.teacher.init(rng, self._images())["params"]
-    return {"teacher": teacher, "embedding": full["quantizer"]["embedding"]}
+    return {"teacher": teacher} | {k: quantizer[k] for k in ("embedding",) if k in quantizer}
 
   def start(self, params, frozen, load, workdir, batch):
     """Chooses E's rows among the LLM's embeddings (paper Sec. 3.1) and records which they are.
@@ -55,6 +56,8 @@ class Task:
     With `config.codebook.fit`, the bottleneck starts at a least-squares fit of that many
     directions of the teacher's features, see `tasks.least_squares`.
     """
+    if self.net.codebook == "table":
+      return params, frozen
     choice = self.config.codebook
     table = np.asarray(load(choice.llm)["embed"]["embedding"], np.float32)
     ids = select_codebook(
@@ -135,5 +138,7 @@ class Task:
 
 
 def merge(params, frozen):
-  """Trained parameters + frozen E -> the parameters of a `TaTok` module."""
+  """Trained parameters + frozen E, if there is one -> the parameters of a `TaTok` module."""
+  if "embedding" not in frozen:
+    return params
   return dict(params, quantizer=dict(params["quantizer"], embedding=frozen["embedding"]))

@@ -98,6 +98,7 @@ def test_configs_fill_in_and_refuse():
     {"select_layer": 4},
     {"stochastic": True},
     {"decoder": {"depth": 1, "channels": 9}},
+    {"codebook": "tabel"},
   ):
     with pytest.raises(ValueError):
       TaTokConfig(**{**whole, **wrong})

@@ -9,7 +9,14 @@ import pytest
 
 from tarjax import sharding
 from tarjax.models import vq
-from tarjax.models.vq import METRICS, SimVq, mean_distances, nearest_code, select_codebook
+from tarjax.models.vq import (
+  METRICS,
+  SimVq,
+  TableVq,
+  mean_distances,
+  nearest_code,
+  select_codebook,
+)
 
 
 def draw(seed, *shape):
@@ -234,3 +241,22 @@ def test_floats_as_ordered_integers():
   assert (np.diff(keys.astype(np.int64)) > 0).all()
   back = jax.lax.bitcast_convert_type(vq.ordered(jnp.asarray(keys).view(jnp.float32)), jnp.float32)
   np.testing.assert_array_equal(np.asarray(back), x)
+
+
+def test_an_ordinary_codebook_is_trained_itself():
+  """The codebook term moves the rows that were chosen, and no others; nothing else reaches them."""
+  model = TableVq(16, 8, True)
+  z = draw(2, 2, 5, 8)
+  params = nn.meta.unbox(model.init(jax.random.key(1), z)["params"])
+  assert set(params) == {"table"}
+  table = model.apply({"params": params}, method=TableVq.codebook)
+  np.testing.assert_allclose(np.linalg.norm(table, axis=-1), 1, rtol=1e-5)
+  out = model.apply({"params": params}, z)
+  np.testing.assert_array_equal(out["indices"], (out["z"] @ table.T).argmax(-1))
+
+  def gradient(name):
+    return jax.grad(lambda p: model.apply({"params": p}, z)[name].sum())(params)["table"]
+
+  moved = np.flatnonzero(np.asarray(gradient("codebook_loss")).any(-1))
+  np.testing.assert_array_equal(moved, np.unique(out["indices"]))
+  assert not gradient("commit").any() and not gradient("quant").any()

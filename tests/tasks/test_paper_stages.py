@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_world import make_world, parse
 
-from tarjax import checkpoint, sharding, train
+from tarjax import checkpoint, sharding, stamps, train
 from tarjax.config import UserError, claim
 from tarjax.convert.rules import flatten
 from tarjax.convert.store import TreeReader
@@ -99,3 +99,20 @@ def test_the_average_is_what_is_evaluated_and_saved(home):
   (average,) = (saved.read(key) for key in saved.arrays if key.endswith(f"params/{name}"))
   first = flatten(checkpoint.load(str(home / "start_tiny")))
   np.testing.assert_allclose(average, first[name], atol=1e-5)
+
+
+def test_a_ta_tok_with_a_codebook_of_its_own(home):
+  """Table 9a: no rows of a language model, nowhere."""
+  workdir = home / "ta_tok_table"
+  config = parse("ta_tok:tiny", workdir, **FLOAT32)
+  with config.unlocked():
+    config.model.update(codebook="table", width=16, l2_normalized=True)
+    config.dont_load = [*config.dont_load, "quantizer/table"]
+    config.scales = {"3": 1.0}
+  claim(workdir, config)
+  assert train.train(config, workdir, [], time.time()) == 0
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert all(np.isfinite([x["loss"], x["codes_usage"]]).all() for x in lines)
+  assert not (workdir / "selected_token_ids.npy").exists()
+  quantizer = stamps.load_ta_tok(str(workdir))["quantizer"]
+  assert quantizer["table"].shape == (64, 16) and len(quantizer) == 1

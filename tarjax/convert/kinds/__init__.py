@@ -63,7 +63,7 @@ class Kind(Protocol):
     ...
 
 
-KINDS = ("qwen2", "siglip2", "ta_tok", "vqvae", "ar_dtok", "dif_dtok", "dc_ae")
+KINDS = ("qwen2", "siglip2", "ta_tok", "vqvae", "llamagen", "ar_dtok", "dif_dtok", "dc_ae")
 
 
 def load_kind(name: str) -> Kind:

@@ -1,0 +1,74 @@
+"""Which representation lets one model read and draw, and how do they grow with data?
+
+  bash launch/ablation.sh configs/ablations/representations.py --base runs/tar --data DATA
+  bash launch/ablation.sh configs/ablations/representations.py --mini
+
+Figure 5, of which only the ends are in the text: understanding after 10M samples Janus 94, TA-Tok
+93, Hybrid about as VQVAE; generation: TA-Tok best throughout, Hybrid begins high and flattens,
+Janus is below VQVAE (Table 6: DPG 70.6, 48.2, 33.4; Und 92.9, 74.2, 94.4). `config.representation`
+is one of ta_tok, vqvae, janus and hybrid, and everything else is the same. Points of the curves, as
+the text names none: 2.5M, 5M, 7.5M and 10M T2I samples, each a run of its own. The twin compares
+ta_tok, vqvae and janus at the laptop's size.
+Hardware, chip-hours, metrics: configs/ablations/base.py; 62.5M samples for each.
+"""
+
+from configs.ablations import base
+from tarjax.ablations import Effect, Folder, Metric, Row, Table, train
+from tarjax.evals.table_scores import DPG, GENERATION, UND, UNDERSTANDING
+
+FILE = "configs/ablations/representations.py"
+VARIANTS = ("ta_tok", "vqvae", "janus", "hybrid")
+POINTS = {"2.5m": 0.25, "5m": 0.5, "7.5m": 0.75, "10m": 1.0}  # share of the 25M samples
+# fmt: off
+PAPER = {
+  "ta_tok": ("TA-Tok", {"und-10m": 92.9, "gen-10m": 70.6}),
+  "vqvae":  ("VQVAE",  {"und-10m": 74.2, "gen-10m": 48.2}),
+  "janus":  ("Janus",  {"und-10m": 94.4, "gen-10m": 33.4}),
+  "hybrid": ("Hybrid", {}),
+}
+# fmt: on
+
+
+def get_config(variant="ta_tok_10m"):
+  """REPRESENTATION_POINT."""
+  name, mini = base.split(variant, [f"{row}_{point}" for row in VARIANTS for point in POINTS])
+  row, _, point = name.rpartition("_")
+  config = base.mllm(mini)
+  with config.unlocked():
+    config.representation = row
+  config.steps = int(POINTS[point] * config.steps)
+  config.optim.warmup = int(POINTS[point] * config.optim.warmup)
+  return config
+
+
+def get_table(mini):
+  seeds, prefix = base.SEEDS[mini], "mini_" if mini else ""
+  shown = [row for row in VARIANTS if not (mini and row == "hybrid")]
+  points = ["10m"] if mini else list(POINTS)
+  folders, rows = {}, {}
+  for row in shown:
+    title, paper = PAPER[row]
+    scores = {}
+    for point in points:
+      made = [f"{row}-{point}-{seed}" for seed in seeds]
+      for folder, seed in zip(made, seeds, strict=True):
+        config = f"{FILE}:{prefix}{row}_{point}"
+        runs = {"mllm": train(config, reads=base.reads(mini), seed=seed)}
+        folders[folder] = Folder(runs | {"score": base.scored(mini)})
+      keys = tuple(f"{folder}/score" for folder in made)
+      scores |= {f"und-{point}": keys, f"gen-{point}": keys}
+    rows[row] = Row(title, scores, paper)
+  und, gen = (UNDERSTANDING, GENERATION) if mini else (UND, DPG)
+  metrics = {}
+  for point in points:
+    metrics[f"und-{point}"] = Metric(f"{und.title}, {point}", und.read)
+    metrics[f"gen-{point}"] = Metric(f"{gen.title}, {point}", gen.read)
+  bundle = base.BUNDLE[mini]
+  return Table("Figure 5: representations", metrics, rows, folders, EFFECTS, bundle)
+
+
+EFFECTS = (
+  Effect("TA-Tok draws better than VQVAE", "gen-10m", "ta_tok", "vqvae"),
+  Effect("TA-Tok reads better than VQVAE", "und-10m", "ta_tok", "vqvae"),
+  Effect("Janus draws worse than VQVAE", "gen-10m", "janus", "vqvae", "lower"),
+)

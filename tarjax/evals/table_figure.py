@@ -1,0 +1,130 @@
+"""Dots with whiskers, row by row, as inline SVG and as PNG from the same marks."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from tarjax.evals.report_charts import linear_ticks, short
+
+ROW, HEAD, FOOT = 26, 40, 30  # heights
+LEFT, RIGHT, WIDTH = 300.0, 560.0, 920  # of the axis, of all
+PAPER, OURS = 282.0, 580.0  # where the numbers beside it end, and begin
+SCALE = 2  # pixels of the PNG per unit
+COLOURS = {
+  "grid": "#e3e1da", "zero": "#667079", "whisker": "#2f66a8", "dot": "#2f66a8",
+  "label": "#1d2126", "tick": "#667079", "title": "#1d2126",
+}  # fmt: skip
+PAPERS = "#fbfaf7"
+SIZES = {"label": 12.5, "tick": 11.0, "title": 14.0}
+
+
+class Line(NamedTuple):
+  """A row of a panel: a value with its interval, a note at the right, the paper's at the left."""
+
+  name: str
+  value: float | None
+  low: float | None
+  high: float | None
+  paper: str
+  note: str
+
+
+class Panel(NamedTuple):
+  title: str
+  lines: Sequence[Line]
+  zero: bool  # whether zero is on the axis, and marked
+
+
+class Mark(NamedTuple):
+  """A line from (x, y) to (x2, y2), a dot, or a text that starts or ends at x."""
+
+  kind: str
+  x: float
+  y: float
+  x2: float = 0.0
+  y2: float = 0.0
+  text: str = ""
+  end: bool = False
+
+
+def marks(panels: Sequence[Panel]) -> tuple[list[Mark], int]:
+  """All marks, and the height of the figure."""
+  found: list[Mark] = []
+  top = 0
+  for panel in panels:
+    found += _panel(panel, top)
+    top += HEAD + ROW * len(panel.lines) + FOOT
+  return found, top
+
+
+def _panel(panel: Panel, top: int) -> list[Mark]:
+  ends = [x for line in panel.lines for x in (line.value, line.low, line.high) if x is not None]
+  ends += [0.0] if panel.zero or not ends else []
+  ticks = linear_ticks(min(ends), max(ends))
+  low, high = ticks[0], ticks[-1]
+  first, last = top + HEAD - 8, top + HEAD + ROW * len(panel.lines) - 6
+
+  def px(x: float) -> float:
+    return LEFT + (RIGHT - LEFT) * (x - low) / (high - low)
+
+  found = [
+    Mark("title", 8, top + 20, text=panel.title),
+    Mark("tick", PAPER, top + 20, text="paper", end=True),
+    Mark("tick", OURS, top + 20, text="ours"),
+  ]
+  for tick in ticks:
+    kind = "zero" if panel.zero and tick == 0 else "grid"
+    found.append(Mark(kind, px(tick), first, px(tick), last))
+    found.append(Mark("tick", px(tick) + 10, last + 16, text=short(tick), end=True))
+  for i, line in enumerate(panel.lines):
+    y = top + HEAD + i * ROW + 8
+    found.append(Mark("label", 8, y, text=line.name))
+    found.append(Mark("tick", PAPER, y, text=line.paper, end=True))
+    found.append(Mark("label", OURS, y, text=line.note))
+    if line.low is not None and line.high is not None:
+      found.append(Mark("whisker", px(line.low), y - 4, px(line.high), y - 4))
+    if line.value is not None:
+      found.append(Mark("dot", px(line.value), y - 4))
+  return found
+
+
+def svg(panels: Sequence[Panel], label: str) -> str:
+  """The figure as one `<svg>`, coloured by the page's CSS."""
+  found, height = marks(panels)
+  parts = []
+  for m in found:
+    if m.text:
+      kind = f"{'tick' if m.kind == 'tick' else 'label'}{' end' if m.end else ''}"
+      parts.append(f'<text class="{kind}" x="{m.x:.1f}" y="{m.y:.1f}">{escape(m.text)}</text>')
+    elif m.kind == "dot":
+      parts.append(f'<circle class="bar" cx="{m.x:.1f}" cy="{m.y:.1f}" r="4.5"/>')
+    elif m.kind in ("grid", "zero", "whisker"):
+      kind = {"grid": "grid", "zero": "axis", "whisker": "line"}[m.kind]
+      parts.append(f'<path class="{kind}" d="M{m.x:.1f} {m.y:.1f}L{m.x2:.1f} {m.y2:.1f}"/>')
+  return (
+    f'<svg viewBox="0 0 {WIDTH} {height}" style="max-width:{WIDTH}px" role="img" '
+    f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+  )
+
+
+def png(panels: Sequence[Panel], path: Path) -> None:
+  """The same figure as a PNG file."""
+  found, height = marks(panels)
+  image = Image.new("RGB", (WIDTH * SCALE, height * SCALE), PAPERS)
+  draw: Any = ImageDraw.Draw(image)
+  fonts = {kind: ImageFont.load_default(size * SCALE) for kind, size in SIZES.items()}
+  for m in found:
+    at, colour = (m.x * SCALE, m.y * SCALE), COLOURS[m.kind]
+    if m.text:
+      draw.text(at, m.text, colour, fonts[m.kind], anchor="rs" if m.end else "ls")
+    elif m.kind == "dot":
+      draw.circle(at, 4.5 * SCALE, colour)
+    elif m.kind in ("grid", "zero", "whisker"):
+      width = SCALE * (2 if m.kind == "whisker" else 1)
+      draw.line((*at, m.x2 * SCALE, m.y2 * SCALE), colour, width)
+  new = path.with_name(path.name + ".new")
+  image.save(new, "png", optimize=True)
+  new.replace(path)
