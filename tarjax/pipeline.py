@@ -24,22 +24,17 @@ from tarjax.devices import Devices
 from tarjax.models.siglip2 import VisionTower
 from tarjax.models.ta_tok import pool
 from tarjax.models.vqvae import to_uint8
+from tarjax.prompts import Prompt, only_codes, padded, until, with_images
 from tarjax.representations import make_representation
 from tarjax.tasks import ta_tok
 from tarjax.tasks.inputs import pixels
 
 DETOKENIZERS = ("ar", "dif")
-PROMPT_BUCKET = 32  # prompts are padded to a multiple, so that few programs are compiled
 
 
 class Drawn(NamedTuple):
   image: np.ndarray  # uint8[y x 3]
   codes: np.ndarray  # int32[n] visual words
-
-
-class Prompt(NamedTuple):
-  ids: np.ndarray  # int32[l]
-  pictures: list[np.ndarray]  # uint8[y x 3], in the order of their places, where they are embedded
 
 
 class TarPipeline:
@@ -108,19 +103,19 @@ class TarPipeline:
       frozen: the frozen tree of a TA-Tok in training, or of an MLLM.
     """
     params = self.devices.copy(self._stored) | dict(trained or {})
-    if frozen and "mllm" in (trained or {}):
-      params |= frozen
-    elif frozen is not None:
+    if frozen and "ta_tok" in (trained or {}):
       self.frozen, params["ta_tok"] = frozen, ta_tok.merge(params["ta_tok"], frozen)
-    self.params = params
+    elif frozen:
+      params |= frozen
+    self.params, self.trees = params, dict(params)
     if self.ta_tok:
       book = self._jit("codebook", lambda p: self.ta_tok.apply({"params": p}, method="codebook"))
-      self.codebook = book(params["ta_tok"])
+      self.trees["codebook"] = book(params["ta_tok"])
 
   def release(self) -> None:
     """Leaves the devices to others, until the next `settle`."""
     self.params: dict[str, Any] = {}
-    self.codebook: Any = None
+    self.trees: dict[str, Any] = {}  # as the representation takes them
 
   # Pictures in
 
@@ -143,11 +138,6 @@ class TarPipeline:
     if self.representation.understanding == "ids":
       return list(self.encode(images, scale))
     return [self.prepare(image) for image in images]
-
-  @property
-  def trees(self) -> dict[str, Any]:
-    """Parameters as the representation takes them."""
-    return self.params | ({} if self.codebook is None else {"codebook": self.codebook})
 
   def features(self, images: Sequence[np.ndarray], scale: int) -> tuple[np.ndarray, np.ndarray]:
     """Reconstructed and teacher features, float32[b n d] each, for the reconstruction cosine."""
@@ -288,7 +278,7 @@ class TarPipeline:
     scale = pool_scale(self.bundle, scale)
     count = self.representation.tokens_per_image(scale)
     chosen = {**self.bundle["sampling"]["image"], **drop_none(settings)}
-    asked = [self._drawing_prompt(p, i, scale) for p, i in self.with_images(prompts, images)]
+    asked = [self._drawing_prompt(p, i, scale) for p, i in with_images(prompts, images)]
     first = self.vocab.image0
     if constrained:
       chosen["allowed"] = (first, first + self.codes - 1)
@@ -323,19 +313,6 @@ class TarPipeline:
     stops = set(self.vocab.stops)
     return [self.tok.decode(until(row, stops)).strip() for row in ids]
 
-  def with_images(self, prompts, images):
-    """(prompt, its images) pairs, a placeholder for each; UserError where they do not fit."""
-    for k, prompt in enumerate(prompts):
-      given = list(images[k]) if images is not None else []
-      if not prompt.strip():
-        raise UserError("the prompt is empty")
-      marks = prompt.count(tokens.PLACEHOLDER)
-      if given and not marks:
-        prompt = tokens.PLACEHOLDER * len(given) + " " + prompt
-      elif marks != len(given):
-        raise UserError(f"the prompt has {marks} {tokens.PLACEHOLDER} and {len(given)} images")
-      yield prompt, given
-
   def _drawing_prompt(self, prompt: str, images, scale: int | None) -> Prompt:
     shown = self.show(images, scale) if images else []
     return self.prompt(prompt, shown, draw=True, scale=scale)
@@ -369,13 +346,7 @@ class TarPipeline:
 
   def _speak(self, prompts: Sequence[Prompt], seeds, max_new: int, stops, **settings) -> np.ndarray:
     """Prompts -> new ids int32[b max_new]; lengths are bucketed, left-padded."""
-    longest = max(len(p.ids) for p in prompts)
-    length = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-    ids = np.full((len(prompts), length), self.vocab.pad, np.int32)
-    mask = np.zeros((len(prompts), length), bool)
-    for row, prompt in enumerate(prompts):
-      ids[row, length - len(prompt.ids) :] = prompt.ids
-      mask[row, length - len(prompt.ids) :] = True
+    ids, mask = padded(prompts, self.vocab.pad, left=True)
     out, seeds = [], np.asarray(seeds, np.uint32)
     for rows, real in self.devices.batches(len(prompts), self.batch):
       given = self.inputs(ids[rows], [prompts[i].pictures for i in rows])
@@ -407,18 +378,6 @@ class TarPipeline:
       made = self._jit(key, function)(*trees, self.devices.rows(array[rows]))
       out.append(self.devices.host(made)[:real])
     return np.concatenate(out)
-
-
-def only_codes(ids: np.ndarray, first: int, codes: int, count: int) -> np.ndarray:
-  """The first `count` visual words among ids int32[l], filled up with code 0: int32[count]."""
-  found = ids[(ids >= first) & (ids < first + codes)][:count] - first
-  return np.pad(found, (0, count - len(found))).astype(np.int32)
-
-
-def until(ids: np.ndarray, stops: set[int]) -> list[int]:
-  """Ids before the first stop."""
-  at = [i for i, t in enumerate(ids) if int(t) in stops]
-  return [int(t) for t in ids[: at[0] if at else None]]
 
 
 def drop_none(settings: dict) -> dict:

@@ -17,7 +17,8 @@ from tarjax.bundle import pool_scale
 from tarjax.config import UserError
 from tarjax.data import tokens
 from tarjax.data.fields import MATCHES
-from tarjax.pipeline import PROMPT_BUCKET, TarPipeline
+from tarjax.pipeline import TarPipeline
+from tarjax.prompts import padded, with_images
 
 FEEDS = ("ids", "reencoded")  # how a candidate is shown: as its words, or as its picture read again
 
@@ -62,16 +63,16 @@ def judge(
   elif pipe.representation.understanding != "ids":
     raise UserError("this model reads pictures, not ids: let candidates be judged reencoded")
   asked = []
-  for (prompt, given), own in zip(pipe.with_images(prompts, images), shown, strict=True):
+  for (prompt, given), own in zip(with_images(prompts, images), shown, strict=True):
     others = pipe.show(given, scale) if given else ()
     text = tokens.PLACEHOLDER + "\n" + question.replace("{prompt}", prompt)
     asked.append(pipe.prompt(text, [own, *others]))
   yes, no = answer_ids(pipe.tok)
   parts = []
   for rows, real in pipe.devices.batches(len(asked), pipe.batch):
-    ids, last = padded([asked[i].ids for i in rows], pipe.vocab.pad)
+    ids, mask = padded([asked[i] for i in rows], pipe.vocab.pad)
     given = pipe.inputs(ids, [asked[i].pictures for i in rows])
-    last = pipe.devices.rows(last)
+    last = pipe.devices.rows(mask.sum(1, dtype=np.int32) - 1)
     found = score_answers(pipe.mllm, pipe.params["mllm"], given, last, yes, no)
     parts.append(pipe.devices.host(found)[:real])
   return np.concatenate(parts)
@@ -149,15 +150,6 @@ def answer_ids(tok) -> tuple[np.ndarray, np.ndarray]:
   if yes & no:
     raise UserError("the tokenizer begins yes and no with one token, so they cannot be compared")
   return np.array(sorted(yes), np.int32), np.array(sorted(no), np.int32)
-
-
-def padded(prompts: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
-  """Prompts int32[l] each -> int32[b l] filled on the right, and where each ends: int32[b]."""
-  longest = max(len(p) for p in prompts)
-  ids = np.full((len(prompts), -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET), pad, np.int32)
-  for row, prompt in enumerate(prompts):
-    ids[row, : len(prompt)] = prompt
-  return ids, np.array([len(p) - 1 for p in prompts], np.int32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

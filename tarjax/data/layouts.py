@@ -92,6 +92,25 @@ class Layout(NamedTuple):
       pictures[i] = transforms.squash(picture, self.side)
     return {"pictures": pictures, "places": np.where(here, np.cumsum(here), 0).astype(np.int32)}
 
+  def check(self, config, codes: int, length: int) -> None:
+    """Raises ValueError unless config.data is of this layout, where it has no scales.
+
+    Args:
+      codes: visual words of the tokenizer.
+      length: tokens of a row.
+    """
+    if self.scaled:
+      return
+    if codes != config.words.codes:
+      raise ValueError(
+        f"the tokenizer of config.data has {codes} visual words, config.words.codes is "
+        f"{config.words.codes}: make one by python -m tarjax.data.tokenizer DIR OUT CODES"
+      )
+    if "scales" in config.data:
+      raise ValueError(f"config.data.scales: pictures of {self.name} have no scales")
+    if self.places > length:
+      raise ValueError(f"config.data.length={length} holds no picture, which takes {self.places}")
+
 
 SCALED = Layout("ta_tok", "codes", scaled=True)
 

@@ -32,7 +32,7 @@ from absl import flags
 
 from tarjax.data import sources, tokens, transforms
 from tarjax.data.damage import Quarantine
-from tarjax.data.layouts import Layout, layout_of
+from tarjax.data.layouts import layout_of
 from tarjax.data.mixture import Mixture, draw
 from tarjax.data.packing import Example, Packer
 
@@ -333,8 +333,7 @@ class Packed:
     self._data, self._record, self._seed = data, record, config.seed
     self._tok, self._vocab = _tokenizer(data, config)
     self.layout = layout_of(config)
-    if not self.layout.scaled:
-      check_words(self.layout, self._vocab, config)
+    self.layout.check(config, self._vocab.codes, data.length)
     self._scales = [int(s) for s in data.scales]
     weights = np.array(list(data.scales.values()), float)
     self._edges = np.cumsum(weights / weights.sum()).tolist()
@@ -357,7 +356,8 @@ class Packed:
       here = (row["tokens"] == place) & (row["segments"] == segment)
       if count := here.sum() // self.layout.places:  # fewer than it shows, if it was truncated
         shown += self._shown(member)[:count]
-    return row | self.layout.carried(row["tokens"], place, shown)
+    row.update(self.layout.carried(row["tokens"], place, shown))
+    return row
 
   def _shown(self, index: int) -> list[np.ndarray]:
     """The pictures that record `index` shows, uint8[y x 3] each; windows hold no pixels."""
@@ -396,16 +396,3 @@ def _tokenizer(data: DataConfig, config):
     raise ValueError(f"config.data.tokenizer is needed for format {data.format!r}")
   tok = tokens.load_tokenizer(sources.resolve(config.workdir, data.tokenizer))
   return tok, tokens.make_vocab(tok)
-
-
-def check_words(layout: Layout, vocab: tokens.Vocab, config) -> None:
-  """Raises ValueError unless the tokenizer and config.data are of this layout without scales."""
-  if vocab.codes != config.words.codes:
-    raise ValueError(
-      f"the tokenizer of config.data has {vocab.codes} visual words, config.words.codes is "
-      f"{config.words.codes}: make one by python -m tarjax.data.tokenizer DIR OUT CODES"
-    )
-  if "scales" in config.data:
-    raise ValueError(f"config.data.scales: pictures of {layout.name} have no scales")
-  if layout.places > config.data.get("length", DataConfig.length):
-    raise ValueError(f"config.data.length: a picture takes {layout.places} places of a row")
