@@ -164,9 +164,10 @@ class Janus(VqVaeWords):
 
   def __init__(self, config, networks: Mapping[str, Any]):
     super().__init__(config, networks)
-    net = VisionConfig(**config.siglip2)
+    dtype = config.model.get("dtype", "float32")
+    net = VisionConfig(**{"dtype": dtype, **config.siglip2})
     self.side = net.image
-    self.reader: Any = Reader(net, config.model.width, config.model.get("dtype", "float32"))
+    self.reader: Any = Reader(net, config.model.width, dtype)
 
   def encode(self, trees, images, scale):
     own = {"tower": trees["siglip2"], "projector": trees["mllm"]["projector"]}
