@@ -6,7 +6,9 @@ takes the published weights, as the paper does, and
 
   python -m tarjax.evals.imagenet runs/tar/c2i --cfg 1.75 --out xl.npz
 
-draws 50 pictures of each class for tarjax.evals.fid. To train one (arXiv 2406.06525: 300 epochs):
+draws 50 pictures of each class for tarjax.evals.fid; runs/tar/c2i/bundle.json is
+{"components": {"ar_dtok": "../llamagen_xl", "vqvae": "../vq_c2i"}, "sampling": {},
+"preprocessing": {"drawn": 384, "canvas": 256}}. To train one (arXiv 2406.06525: 300 epochs):
 
   python -m tarjax.train --config=configs/llamagen.py:xl --workdir=runs/tar/llamagen_xl
 

@@ -109,7 +109,9 @@ class TarPipeline:
       params |= frozen
     self.params, self.trees = params, dict(params)
     if self.ta_tok:
-      book = self._jit("codebook", lambda p: self.ta_tok.apply({"params": p}, method="codebook"))
+      book = self.compiled(
+        "codebook", lambda p: self.ta_tok.apply({"params": p}, method="codebook")
+      )
       self.trees["codebook"] = book(params["ta_tok"])
 
   def release(self) -> None:
@@ -342,7 +344,7 @@ class TarPipeline:
     def run(trees, batch):
       return self.representation.inputs(self.mllm, trees, batch)
 
-    return given | self._jit("inputs", run)(self.trees, batch)
+    return given | self.compiled("inputs", run)(self.trees, batch)
 
   def _speak(self, prompts: Sequence[Prompt], seeds, max_new: int, stops, **settings) -> np.ndarray:
     """Prompts -> new ids int32[b max_new]; lengths are bucketed, left-padded."""
@@ -367,7 +369,8 @@ class TarPipeline:
 
   # Compiled once per shape
 
-  def _jit(self, key, function):
+  def compiled(self, key, function):
+    """jax.jit of a function, once per key."""
     if key not in self._compiled:
       self._compiled[key] = jax.jit(function)
     return self._compiled[key]
@@ -375,7 +378,7 @@ class TarPipeline:
   def _map(self, key, function, trees, array: np.ndarray) -> np.ndarray:
     out = []
     for rows, real in self.devices.batches(len(array), self.batch):
-      made = self._jit(key, function)(*trees, self.devices.rows(array[rows]))
+      made = self.compiled(key, function)(*trees, self.devices.rows(array[rows]))
       out.append(self.devices.host(made)[:real])
     return np.concatenate(out)
 

@@ -34,6 +34,7 @@ RULES = (
     ("heads",     "model"),
     ("head_dim",  None),
     ("position",  None),
+    ("condition", None),
     ("kernel_y",  None),
     ("kernel_x",  None),
     ("conv_in",   None),

@@ -38,7 +38,7 @@ FOLDER = {"name": "folder", "path": "../data/pictures"}
 def parse(stage: str, home: Path):
   file = importlib.import_module(f"configs.{stage}").__file__
   config = configs.parse([f"--config={file}:tiny", f"--workdir={home / stage}"])[0]
-  evals = {name: dict(given) for name, given in EVALS[stage].items()}
+  evals = {name: dict(given) for name, given in EVALS.get(stage, {}).items()}
   if "reconstruction" in evals:
     evals["reconstruction"]["source"] = FOLDER
   with config.unlocked():

@@ -6,11 +6,13 @@ Tokenizers: ../ta_tok and ../vqvae. Apart from `encode`, so that the Tar MLLM ne
 VQVAE. 2 CPU cores.
 """
 
+from typing import Any
+
 from configs.digits import base, encode
 
 
 def get_config(variant="full"):
-  config = encode.get_config(variant)
+  config: Any = encode.get_config(variant)
   config.update(vqvae="../vqvae", vqvae_size=base.VQ_IMAGE)
   config.sets = {task: config.sets[task] for task in ("t2i", "i2t")}
   return config

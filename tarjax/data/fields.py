@@ -4,6 +4,7 @@ image                a path, bytes, {"bytes", "path"}, or a list of these; none 
 conversations        turns {"from", "value"} or {"role", "content"}, or JSON text of these
 conversations_short  the same, optional
 caption, text        instead of a conversation: what the image shows, or a plain document
+label                the number of the image's class, which makes up for a caption
 """
 
 import json
@@ -49,7 +50,10 @@ def make_record(
   record: dict[str, Any] = {"id": name, "source": source}
   images = image_list(fields)
   talk = fields.get("conversations", fields.get("messages"))
-  caption = next((fields[k] for k in CAPTIONS if isinstance(fields.get(k), str)), None)
+  if isinstance(fields.get("label"), int):
+    record["label"] = fields["label"]
+  unsaid = "" if images and "label" in record else None
+  caption = next((fields[k] for k in CAPTIONS if isinstance(fields.get(k), str)), unsaid)
   if talk is not None:
     record["conversations"] = read_conversation(talk)
     if fields.get("conversations_short") is not None:

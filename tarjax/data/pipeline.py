@@ -321,7 +321,7 @@ class Classes:
       raise ValueError(f"record {record.get('id', '?')} lacks 'label' or 'vq'")
     views = record["vq"]
     view = views[draw(self._seed, index) % len(views)]
-    return {"label": np.int32(record["label"]), "vq": view.astype(np.int32)}
+    return {"label": np.array(record["label"], np.int32), "vq": view.astype(np.int32)}
 
 
 class Packed:

@@ -1,6 +1,6 @@
 """WebDataset: tar files in which members of one name and several extensions are one record.
 
-  000017.jpg 000017.txt    a picture and its caption
+  000017.jpg 000017.txt    a picture and its caption; 000017.cls is the number of its class
   000018.0.jpg 000018.1.jpg 000018.json    two pictures and fields, for example conversations
 
 Where every member lies is found once and kept in NAME.tar.index, beside the tar where that can be
@@ -73,6 +73,8 @@ def _fields(file, members: list[Member]) -> dict[str, Any]:
     kind = extension.rsplit(".", 1)[-1]
     if f".{kind}" in transforms.SUFFIXES:
       images.append(data)
+    elif kind == "cls" and data.strip().isdigit():
+      found["label"] = int(data)
     elif kind == "json":
       found = json.loads(data.decode("utf-8")) | found
     elif kind in TEXTS:

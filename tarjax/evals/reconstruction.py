@@ -145,4 +145,4 @@ def make_source(text: str) -> Any:
   try:
     return sources.make_source({"path": text} | spec, workdir=".", split="test", seed=0)
   except (ValueError, OSError) as e:
-    raise UserError(f"--data {text}: {e}") from e
+    raise UserError(f"the pictures {text} cannot be read: {e}") from e

@@ -188,6 +188,21 @@ def resize_table(table: np.ndarray, cond_length: int, length: int) -> np.ndarray
   return np.concatenate([np.asarray(table[:cond_length], np.float32), rows])
 
 
+class Conditions(nn.Module):
+  """A table that every device has, for the null row makes its length odd: int32[...] -> [... d]."""
+
+  rows: int
+  width: int
+  dtype: jnp.dtype
+  init: Any
+
+  @nn.compact
+  def __call__(self, ids):
+    init = named(self.init, "condition", "act_embed")
+    table = self.param("embedding", init, (self.rows, self.width), jnp.float32)
+    return table[ids].astype(self.dtype)  # in this order, gradients are summed in float32
+
+
 class Block(nn.Module):
   """x + attention(norm1 x), then h + mlp(norm2 h), with dropout on both branches."""
 
@@ -296,7 +311,7 @@ class ArDtok(nn.Module):
       x = Linear("blc,cd->bld", shape, axes, **make)(cond)
     else:
       cond = cond[:, None] if c.cond == "class" else cond
-      x = Embed(c.cond_vocab + bool(c.cond_dropout), c.width, dtype, init, name="cond")(cond)
+      x = Conditions(c.cond_vocab + bool(c.cond_dropout), c.width, dtype, init, name="cond")(cond)
     if x.shape[1] > c.cond_length:
       raise ValueError(f"{x.shape[1]} condition tokens, but cond_length={c.cond_length}")
     return x

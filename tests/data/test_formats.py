@@ -74,6 +74,15 @@ def test_captions_in_the_place_of_conversations(tmp_path, kind):
     read(name, path, task="t2v")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "tar"])
+def test_a_label_makes_up_for_a_caption(tmp_path, kind):
+  name, write = FORMATS[kind]
+  rows = [({"label": 40 + i}, [picture(i)]) for i in range(2)]
+  record = read(name, write(tmp_path / "set", rows))[1]
+  assert record["label"] == 41 and record["images"][0].shape == colour(1).shape
+  same(record, ["", "<image>"], [colour(1)])
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
 def test_other_spellings(tmp_path, kind):
   name, write = FORMATS[kind]
@@ -155,6 +164,7 @@ def test_tar_of_other_tools(tmp_path):
       tar.add(tmp_path / "file", name)
   source = read("webdataset", tmp_path / "a.tar")
   assert [source[i]["caption"] for i in range(len(source))] == ["7", "7"]
+  assert "label" not in source[0] and source[1]["label"] == 7
   both = (tmp_path / "a.tar").read_bytes() * 2
   (tmp_path / "both.tar").write_bytes(both)
   assert len(read("webdataset", tmp_path / "both.tar")) == 4

@@ -14,6 +14,7 @@ from tarjax.convert.rules import flatten
 from tarjax.convert.store import TreeReader
 
 STAGES = ("ta_tok:tiny", "ar_dtok:512_tiny", "dif_dtok:tiny", "vqvae:tiny", "mllm:tiny_pretrain")
+STAGES += ("llamagen:tiny",)
 FLOAT32 = {"model.dtype": "float32", "steps": 2, "save_every": 2}
 
 

@@ -54,6 +54,8 @@ def make_world(home: Path) -> Path:
   for resolution, length in (("256", 4), ("512", 16), ("1024", 64)):
     records = [picture(i, rng, vq=[rng.integers(0, 64, length)]) for i in range(16)]
     sources.write_records(home / f"encoded_{resolution}" / "data", records, meta=made)
+  classes = [picture(i, rng, vq=[rng.integers(0, 64, 16)] * 2, label=i % 7) for i in range(16)]
+  sources.write_records(home / "encoded_imagenet" / "data", classes, meta=made)
   latents = [picture(i, rng, latent=[rng.normal(size=(4, 4, 8))]) for i in range(16)]
   sources.write_records(home / "encoded_dif_512" / "data", latents, meta=made)
   for own in ("", "sft_"):
