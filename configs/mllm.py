@@ -123,6 +123,8 @@ def represent(config, name, size):
       spec["path"] = spec["path"].replace("../", "../codes_")
   if name == "janus":
     net = base.SIGLIP2 if size != "tiny" else base.TINY_SIGLIP2
+    if size != "tiny":
+      config.mesh.fsdp = 8  # 1,152 / 8 is a multiple of 16, and 1,152 / 16 is not
     config.siglip2 = dict(net)
     config.frozen = {"siglip2": "../siglip2:vision"}
     # Hidden state -2 is read: not the last block, the norm after it and the head.

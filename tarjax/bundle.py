@@ -119,9 +119,9 @@ def of_run(config) -> dict[str, Any]:
 
 
 def configs(folder: Path, bundle: dict, training: Mapping[str, Any]) -> dict[str, Any]:
-  """{component: config of its run} of the networks that are there."""
+  """{component: config of its run} of the representation's networks that are there."""
   parts, found = bundle["components"], {}
-  for name in NETWORKS:
+  for name in ("mllm", *PARTS[representation_of(bundle)]):
     if name in training:
       found[name] = training[name]
     elif name in parts and (folder / parts[name]).is_dir():

@@ -175,7 +175,9 @@ class TarPipeline:
       UserError: an unknown de-tokenizer, or one that the bundle does not have.
     """
     dif = self.detokenizer(detokenizer)
-    chosen = {**self.bundle["sampling"].get("dif" if dif else "pixels", {}), **drop_none(settings)}
+    chosen = drop_none(settings)
+    if self.representation.scales:  # de-tokenizers sample, the VQVAE's decoder does not
+      chosen = {**self.bundle["sampling"].get("dif" if dif else "pixels", {}), **chosen}
 
     pictures, numbers = [], np.asarray(seeds, np.uint32)
     words: Any = self.representation

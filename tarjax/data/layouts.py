@@ -78,7 +78,8 @@ class Layout(NamedTuple):
     Args:
       tokens: the row.
       mark: the token that stands in embedded places.
-      shown: uint8[y x 3] of any size, in the order of their places.
+      shown: uint8[y x 3] of any size, in the order of their places; the last ones have none if the
+        row was truncated.
 
     Returns:
       "pictures" uint8[l // places, side, side, 3], and "places" int32[l]: k > 0 takes the k-th
@@ -88,8 +89,8 @@ class Layout(NamedTuple):
       return {}
     here = tokens == mark
     pictures = np.zeros((len(tokens) // self.places, self.side, self.side, 3), np.uint8)
-    for i, picture in enumerate(shown):
-      pictures[i] = transforms.squash(picture, self.side)
+    for i in range(here.sum() // self.places):
+      pictures[i] = transforms.squash(shown[i], self.side)
     return {"pictures": pictures, "places": np.where(here, np.cumsum(here), 0).astype(np.int32)}
 
   def check(self, config, codes: int, length: int) -> None:

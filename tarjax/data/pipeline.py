@@ -348,22 +348,17 @@ class Packed:
     self.members, self.stats = self._packer.members, self._packer.stats
 
   def row(self, index: int) -> Row:
-    row, place = self._packer.row(index), self._vocab.place
-    if not self.layout.places:
-      return row
-    shown: list[np.ndarray] = []
-    for segment, member in enumerate(self.members(index), 1):
-      here = (row["tokens"] == place) & (row["segments"] == segment)
-      if count := here.sum() // self.layout.places:  # fewer than it shows, if it was truncated
-        shown += self._shown(member)[:count]
-    row.update(self.layout.carried(row["tokens"], place, shown))
+    row = self._packer.row(index)
+    if self.layout.places:  # windows hold no pixels: those of this row are read again
+      shown = [image for i in self.members(index) for image in self._shown(i)]
+      row.update(self.layout.carried(row["tokens"], self._vocab.place, shown))
     return row
 
   def _shown(self, index: int) -> list[np.ndarray]:
-    """The pictures that record `index` shows, uint8[y x 3] each; windows hold no pixels."""
+    """The pictures that record `index` shows, uint8[y x 3] each."""
     record = self._worded(index)
-    images = record["images"]
-    return [images[i] for i in tokens.shown_images(record, len(images))]
+    images = record.get("images") or ()
+    return [images[i] for i in tokens.shown_images(record, len(images))] if images else []
 
   def _worded(self, index: int) -> dict:
     """Record `index`; a fair draw chooses the wording."""
