@@ -6,9 +6,9 @@
 Figure 5, of which only the ends are in the text: understanding after 10M samples Janus 94, TA-Tok
 93, Hybrid about as VQVAE; generation: TA-Tok best throughout, Hybrid begins high and flattens,
 Janus is below VQVAE (Table 6: DPG 70.6, 48.2, 33.4; Und 92.9, 74.2, 94.4). `config.representation`
-is one of ta_tok, vqvae and janus, and everything else is the same (configs/mllm.py says what they
-start from and learn from; the twin's are configs/digits/mllm_vqvae.py and mllm_janus.py). Points of the curves, as
-the text names none: 2.5M, 5M, 7.5M and 10M T2I samples, each a run of its own.
+is one of ta_tok, vqvae and janus, and everything else is the same: configs/mllm.py says
+what each starts from and learns from, and for the twin configs/digits/mllm_{vqvae,janus}.py.
+Points of the curves, as the text names none: 2.5M, 5M, 7.5M and 10M T2I samples, each a run.
 Hardware, chip-hours, metrics: configs/ablations/base.py; 62.5M samples for each.
 """
 
