@@ -5,8 +5,10 @@
 
 The variant is NAME:PATH, a format of the README's table and a place. The tokenizers are ../ta_tok
 and ../vqvae of the workdir; `--config.vqvae=` without a value leaves the VQVAE out, and
-`--config.dc_ae=../dc_ae --config.dc_ae_size=512` adds latents for Dif-DTok. The codes go to
-WORKDIR/data. On a pod, start it on every worker.
+`--config.dc_ae=../dc_ae --config.dc_ae_size=512` adds latents for Dif-DTok. A language model of
+VQVAE words takes `--config.ta_tok= --config.vqvae_size=384`, and Janus `--config.shown_size=384`
+too, which keeps the pixels of pictures that a user shows. The codes go to WORKDIR/data. On a pod,
+start it on every worker.
 """
 
 from pathlib import Path
@@ -23,6 +25,7 @@ def get_config(variant="folder:pictures"):
       vqvae_size=0,  # as the VQVAE was trained
       dc_ae="",  # for Dif-DTok
       dc_ae_size=0,
+      shown_size=0,
       seed=0,
       batch=64,
       shard=8192,

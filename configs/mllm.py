@@ -5,7 +5,8 @@
   python -m tarjax.train --config=configs/mllm.py:1p5b_pretrain \
       --workdir=runs/tar/mllm_1p5b_pretrain
 
-Variants: {1p5b, 7b}_{pretrain, sft, sft_reflect}, and demo, the released demo run. Pretraining
+Variants: {1p5b, 7b}_{pretrain, sft, sft_reflect}, and demo, the released demo run; each of them
+also as VARIANT_vqvae and VARIANT_janus, see below. Pretraining
 starts from ../start_SIZE, a Qwen2.5 with rows for the visual words (at 7B, which is wider than the
 codebook, make it with --embed-init selected_rows), SFT from ../mllm_SIZE_pretrain. Pictures are
 read as the words of the frozen ../ta_tok, in ../SET/data with SET = i2t, t2i, i2i and ti2i
@@ -20,10 +21,24 @@ generation is all t2i. sft_reflect, the paper's SFT, gives the share of Self-Ref
 understanding to judgements of drawn pictures (`tarjax.reflect`, encoded to ../sft_reflect); sft,
 the baseline of Table 10, has none. A batch of 1,024 is 1,024 rows, each packed with whole samples
 up to 2,048 tokens, where the reference pads one sample to that: the steps of Table 8 see its 100M
-samples more than once. Hardware: 64 TPU chips; for the memory of a chip and the hours:
+samples more than once.
+
+_vqvae and _janus are other representations of pictures (Sec. 4.3), with everything else the same:
+codes of ../vqvae at 384 px as words, which start at random, and Janus, which draws these and reads
+pixels with ../siglip2, frozen, through an MLP. They start from ../start_SIZE_codes, and their
+data are in ../codes_SET/data (../codes_sft_SET/data):
+
+  python -m tarjax.convert init-tar --llm runs/tar/qwen_1p5b --codes 16384 --multiple 512 \
+      --to runs/tar/start_1p5b_codes
+  python -m tarjax.encode --config=configs/encode.py:parquet:/data/recap \
+      --workdir=runs/tar/codes_i2t --config.ta_tok= --config.vqvae_size=384 \
+      --config.shown_size=384
+
+Hardware: 64 TPU chips; for the memory of a chip and the hours:
 python -m tarjax.plan --config=configs/mllm.py:1p5b_pretrain --topology=v5p:4x4x4
 Paper: Tar-1.5B POPE 88.4, MME-P 1390, GQA 61.1, GenEval .76, DPG 82.96; Tar-7B POPE 87.8, MME-P
-1571, GQA 61.3, GenEval .84, DPG 84.19. The demo's model: MME-P 1328, MME-C 278.
+1571, GQA 61.3, GenEval .84, DPG 84.19. The demo's model: MME-P 1328, MME-C 278. After 25M samples
+(Table 6): Und and DPG of TA-Tok 92.9 and 70.6, of VQVAE 74.2 and 48.2, of Janus 94.4 and 33.4.
 """
 
 from configs import base
@@ -44,10 +59,14 @@ STAGES["sft_reflect"] = STAGES["sft"]
 MIXTURE = {"i2t": 2.0, "t2i": 4 / 3, "i2i": 1 / 3, "ti2i": 1 / 3, "text": 1.0}
 DEMO_MIXTURE = {"i2t": 2.0, "t2i": 4.0, "text": 1.0}
 REFLECT = 340 / (665 + 558 + 118 + 340)  # of SFT's understanding (Table 7, thousands of samples)
+OTHERS = ("_vqvae", "_janus")  # representations
+PAPER_CODES = dict(codes=16_384, tokens=576)  # of the VQVAE, and how many a picture has
+TINY_CODES = dict(codes=64, tokens=16)
 # fmt: on
 
 
 def get_config(variant="1p5b_pretrain"):
+  variant, _, name = variant.rpartition("_") if variant.endswith(OTHERS) else (variant, "", "")
   variant = {"demo": "1p5b_demo", "tiny": "tiny_pretrain"}.get(variant, variant)
   size, _, stage = variant.partition("_")
   config = base.get_config("mllm", **base.choose(stage, STAGES))
@@ -82,4 +101,33 @@ def get_config(variant="1p5b_pretrain"):
     config.data.update(length=256, window=32)
     config.loss_chunk = 64
     base.tiny(config)
+  if name:
+    represent(config, name, size)
   return config
+
+
+def represent(config, name, size):
+  """What another representation than TA-Tok changes in a config of this page."""
+  config.representation = name
+  config.words.update(PAPER_CODES if size != "tiny" else TINY_CODES)
+  if size != "tiny":
+    config.model.vocab = 168_448  # 151,665 + 5 + 16,384 rows in use, a multiple of 512
+  del config.ta_tok_from, config.data.scales
+  config.vqvae_from = "../vqvae"
+  start = config.init[""]
+  pretrained = start.startswith("../mllm")
+  config.init = {"": f"{start}_{name}" if pretrained else f"{start}_codes"}
+  config.data.tokenizer = f"../start_{size}_codes/tokenizer"
+  for spec in config.data.sources:
+    if spec["name"] == "records":
+      spec["path"] = spec["path"].replace("../", "../codes_")
+  if name == "janus":
+    net = base.SIGLIP2 if size != "tiny" else base.TINY_SIGLIP2
+    if size != "tiny":
+      config.mesh.fsdp = 8  # 1,152 / 8 is a multiple of 16, and 1,152 / 16 is not
+    config.siglip2 = dict(net)
+    config.frozen = {"siglip2": "../siglip2:vision"}
+    # Hidden state -2 is read: not the last block, the norm after it and the head.
+    unread = (f"blocks[{net['depth'] - 1}:]", "norm", "head")
+    config.dont_load = [f"frozen/siglip2/{part}" for part in unread]
+    config.dont_load += [] if pretrained else ["projector"]

@@ -193,6 +193,7 @@ def lay_out(table: Table, keys: Sequence[str], out: Path, base: Path) -> None:
       bundle: dict[str, Any] = dict(table.bundle)
       bundle["components"] = bundle["components"] | folder.components
       bundle["preprocessing"] = bundle["preprocessing"] | folder.preprocessing
+      bundle |= {"representation": folder.representation} if folder.representation else {}
       write_json(out / name / "bundle.json", bundle)
 
 

@@ -50,12 +50,14 @@ class Folder:
       neither here nor among the runs, are BASE's of the same name.
     components: of the table's bundle, those that are other stages here.
     preprocessing: of the bundle, what is another here.
+    representation: of the bundle; "" is the table's.
   """
 
   runs: Mapping[str, Run]
   links: Mapping[str, str] = field(default_factory=dict)
   components: Mapping[str, str] = field(default_factory=dict)
   preprocessing: Mapping[str, Any] = field(default_factory=dict)
+  representation: str = ""
 
 
 class Measured(NamedTuple):

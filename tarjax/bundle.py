@@ -10,7 +10,10 @@ default sampling:
    "sampling": {"scale": 1, "text": {...}, "image": {...}, "pixels": {...}, "dif": {...}}}
 
 The last two components are optional: a bundle whose folders of these are absent draws by AR-DTok
-only. A run in training may take the place of a component, whose own folder is then not looked at.
+only. With another "representation" than "ta_tok" (`tarjax.representations`) the components are
+those of `PARTS`, "drawn" is the side that their codes have, and "sampling" has no scale and no
+pixels; Janus's SigLIP2 lies in the MLLM's run. A run in training may take the place of a component,
+whose own folder is then not looked at.
 """
 
 import json
@@ -25,9 +28,16 @@ from tarjax.models.ar_dtok import ArDtok, ArDtokConfig
 from tarjax.models.qwen2 import Qwen2, Qwen2Config
 from tarjax.models.ta_tok import TaTok, TaTokConfig
 from tarjax.models.vqvae import VqVae, VqVaeConfig
+from tarjax.representations import drawn_side
 from tarjax.tasks import ta_tok
+from tarjax.tasks.inputs import SCALES
 
-COMPONENTS = ("tokenizer", "mllm", "ta_tok", "ar_dtok", "vqvae")
+PARTS = {  # what a representation needs beside the tokenizer and the MLLM
+  "ta_tok": ("ta_tok", "ar_dtok", "vqvae"),
+  "vqvae": ("vqvae",),
+  "janus": ("vqvae",),
+}
+COMPONENTS = ("tokenizer", "mllm", *PARTS["ta_tok"])
 OPTIONAL = ("dif_dtok", "dc_ae")
 NETWORKS: dict[str, Callable[[Any], Any]] = {  # config of a run -> module
   "mllm": lambda config: Qwen2(Qwen2Config(**config.model)),
@@ -37,13 +47,42 @@ NETWORKS: dict[str, Callable[[Any], Any]] = {  # config of a run -> module
 }
 
 
+def representation_of(bundle: Mapping[str, Any]) -> str:
+  """The name; a UserError unless there is such a representation."""
+  name = bundle.get("representation", "ta_tok")
+  if name not in PARTS:
+    raise UserError(f"bundle.json: representation {name!r} is none of {', '.join(PARTS)}")
+  return name
+
+
+def pool_scale(bundle: Mapping[str, Any], asked: int | None, default: int | None = None):
+  """The pool scale to read and draw at, None where the representation has no scales.
+
+  Args:
+    default: when none is asked for; None is the bundle's own.
+
+  Raises:
+    UserError: a scale that is not 1, 2 or 3, or one where there are none.
+  """
+  name = representation_of(bundle)
+  if name != "ta_tok":
+    if asked is not None:
+      raise UserError(f"pictures of {name} have no scales: leave out scale={asked}")
+    return None
+  scale = default if asked is None else asked
+  scale = int(bundle["sampling"]["scale"]) if scale is None else scale
+  if scale not in SCALES:
+    raise UserError(f"scale must be 1, 2 or 3, not {scale}")
+  return scale
+
+
 def read(
-  folder: Path, needed: Collection[str] = COMPONENTS, training: Collection[str] = ()
+  folder: Path, needed: Collection[str] | None = None, training: Collection[str] = ()
 ) -> dict[str, Any]:
   """What bundle.json says.
 
   Args:
-    needed: components that must be there,
+    needed: components that must be there, by default all that the representation needs,
     training: but for these.
 
   Raises:
@@ -57,6 +96,8 @@ def read(
     parts = bundle["components"]
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(f"{path} is damaged: {e}") from e
+  if needed is None:
+    needed = ("tokenizer", "mllm", *PARTS[representation_of(bundle)])
   for name in needed:
     if name in training:
       continue
@@ -78,9 +119,9 @@ def of_run(config) -> dict[str, Any]:
 
 
 def configs(folder: Path, bundle: dict, training: Mapping[str, Any]) -> dict[str, Any]:
-  """{component: config of its run} of the networks that are there."""
+  """{component: config of its run} of the representation's networks that are there."""
   parts, found = bundle["components"], {}
-  for name in NETWORKS:
+  for name in ("mllm", *PARTS[representation_of(bundle)]):
     if name in training:
       found[name] = training[name]
     elif name in parts and (folder / parts[name]).is_dir():
@@ -89,33 +130,41 @@ def configs(folder: Path, bundle: dict, training: Mapping[str, Any]) -> dict[str
 
 
 def load(folder: Path, bundle: dict, names: Collection[str]) -> tuple[dict, dict]:
-  """Weights of components, and what stays frozen beside TA-Tok: trees of numpy arrays."""
+  """Weights of components, and what stays frozen beside TA-Tok: trees of numpy arrays.
+
+  What stays frozen beside the MLLM is among the components.
+  """
   parts = bundle["components"]
   trees: dict[str, Any] = {name: checkpoint.load(str(folder / parts[name])) for name in names}
   frozen = {}
   if "ta_tok" in trees:
     frozen = checkpoint.load(str(folder / parts["ta_tok"]), frozen=True)
     trees["ta_tok"] = ta_tok.merge(trees["ta_tok"], frozen)
+  if "mllm" in trees and representation_of(bundle) == "janus":
+    trees |= checkpoint.load(str(folder / parts["mllm"]), frozen=True)
   return trees, frozen
 
 
-def check(modules: Mapping[str, Any], words: Any, vocab: Any) -> None:
+def check(bundle: dict, modules: Mapping[str, Any], mllm: Any, vocab: Any) -> None:
   """Sizes of the components that are there against each other.
 
   Args:
     modules: by component.
-    words: of the MLLM's config, or None.
+    mllm: the MLLM's config, or None.
     vocab: of the tokenizer, or None.
 
   Raises:
     UserError: two that do not fit, with both sizes.
   """
+  name = representation_of(bundle)
   sizes: dict[str, int] = {}
   if vocab is not None:
     sizes["the tokenizer's visual words"] = vocab.codes
     sizes["the tokenizer's length"] = vocab.image0 + vocab.codes
-  if words is not None:
-    sizes["the MLLM's words"] = words.text_rows + tar.MARKS + words.codes
+  if mllm is not None:
+    sizes["the MLLM's words"] = mllm.words.text_rows + tar.MARKS + mllm.words.codes
+    if (theirs := mllm.get("representation", "ta_tok")) != name:
+      raise UserError(f"components do not fit: the bundle is of {name}, its MLLM of {theirs}")
   if "ta_tok" in modules:
     sizes["TA-Tok's codes"] = modules["ta_tok"].cfg.codes
     sizes["TA-Tok's features"] = modules["ta_tok"].cfg.encoder.width
@@ -124,15 +173,19 @@ def check(modules: Mapping[str, Any], words: Any, vocab: Any) -> None:
     sizes["AR-DTok's vocabulary"] = modules["ar_dtok"].config.vocab
   if "vqvae" in modules:
     sizes["the VQVAE's codes"] = modules["vqvae"].config.codes
-  for one, other in PAIRS:
+    if mllm is not None and name != "ta_tok":
+      sizes["the side that is drawn"] = bundle["preprocessing"]["drawn"]
+      sizes["the side of its codes"] = drawn_side(mllm.words.tokens, modules["vqvae"])
+  for one, other in (("the tokenizer's visual words", WORDS[name]), *PAIRS):
     a, b = sizes.get(one), sizes.get(other)
     if None not in (a, b) and a != b:
       raise UserError(f"components do not fit: {one} are {a}, {other} {b}")
 
 
+WORDS = {"ta_tok": "TA-Tok's codes", "vqvae": "the VQVAE's codes", "janus": "the VQVAE's codes"}
 PAIRS = (
-  ("the tokenizer's visual words", "TA-Tok's codes"),
   ("AR-DTok's cond_width", "TA-Tok's features"),
   ("AR-DTok's vocabulary", "the VQVAE's codes"),
   ("the tokenizer's length", "the MLLM's words"),
+  ("the side that is drawn", "the side of its codes"),
 )

@@ -2,11 +2,13 @@
 
   python -m tarjax.encode --config=configs/digits/encode.py --workdir=runs/digits/encoded
 
-Every image becomes its visual words at scales 1, 2 and 3 from one encoder pass and, if a VQVAE is
-named, the codes that AR-DTok predicts; if a DC-AE is, the latents that Dif-DTok draws. One folder
-per entry of `config.sets`, which is a source as in config.data.sources, with "count" to read only
-its first records. A shard appears only when whole, so an interrupted run goes on where it stopped.
-Each folder is stamped with the hash of the tokenizers' parameters, which training verifies.
+Every image becomes, if a TA-Tok is named, its visual words at scales 1, 2 and 3 from one encoder
+pass; if a VQVAE is, its codes, which AR-DTok or the language model predicts; if a DC-AE is, the
+latents that Dif-DTok draws. Records in which a user shows images keep them, at the side
+`config.shown_size`, for a language model that reads pixels. One folder per entry of `config.sets`,
+which is a source as in config.data.sources, with "count" to read only its first records. A shard
+appears only when whole, so an interrupted run goes on where it stopped. Each folder is stamped with
+the hash of the tokenizers' parameters, which training verifies.
 
 Several processes share the shards of every set: those of jax.distributed, or, started by hand on
 any machines that see the workdir, `--config.processes=4 --config.process=0` to 3.
@@ -31,6 +33,7 @@ from tarjax.config import UserError, finished, parse, write_json
 from tarjax.data import sources, transforms
 from tarjax.data.damage import FILE, Damaged, Quarantine, listed
 from tarjax.data.pipeline import read_ahead
+from tarjax.data.tokens import shown_images
 from tarjax.metrics import Clock
 from tarjax.models.dc_ae import DcAe, DcAeConfig
 from tarjax.models.ta_tok import TaTok, TaTokConfig
@@ -41,6 +44,7 @@ KEYS = {"ta_tok", "vqvae", "vqvae_size", "seed", "batch", "shard", "sets"}
 OPTIONAL = {
   "dc_ae": "",  # the run of a DC-AE, for Dif-DTok
   "dc_ae_size": 0,
+  "shown_size": 0,  # side of the pictures that records which show some keep; 0 keeps none
   "max_damaged": 0.01,  # share of damaged records above which the run stops
   "workers": 0,  # processes that read and decode; 0 uses a thread
   "process": 0,
@@ -54,7 +58,7 @@ class Encoder:
   """Images -> codes with the networks of two finished runs.
 
   Args:
-    ta_tok_run: the TA-Tok run's directory.
+    ta_tok_run: the TA-Tok run's directory, or None.
     vqvae_run: the VQVAE run's directory, or None.
     vqvae_size: the VQVAE's pictures in pixels a side, the resolution that AR-DTok draws at; 0 is
       the one that the VQVAE was trained at.
@@ -64,20 +68,22 @@ class Encoder:
 
   def __init__(
     self,
-    ta_tok_run: Path,
+    ta_tok_run: Path | None,
     vqvae_run: Path | None,
     vqvae_size: int,
     batch: int,
     dc_ae_run: Path | None = None,
     dc_ae_size: int = 0,
   ):
-    config = checkpoint.read_config(ta_tok_run)
-    params = stamps.load_ta_tok(str(ta_tok_run))
-    self.net: Any = TaTok(TaTokConfig(**config.model))
-    book = jax.jit(lambda p: self.net.apply({"params": p}, method="codebook"))(params)
-    trees: dict[str, Any] = {"ta_tok": params, "book": book}
+    trees: dict[str, Any] = {}
+    net: Any = None
     vq: Any = None
     dc_ae: Any = None
+    if ta_tok_run is not None:
+      net = TaTok(TaTokConfig(**checkpoint.read_config(ta_tok_run).model))
+      params = stamps.load_ta_tok(str(ta_tok_run))
+      book = jax.jit(lambda p: net.apply({"params": p}, method="codebook"))(params)
+      trees |= {"ta_tok": params, "book": book}
     if vqvae_run is not None:
       its = checkpoint.read_config(vqvae_run)
       vqvae_size = vqvae_size or its.data.size
@@ -87,14 +93,16 @@ class Encoder:
       dc_ae = DcAe(DcAeConfig(**checkpoint.read_config(dc_ae_run).model))
       trees["dc_ae"] = checkpoint.load(str(dc_ae_run))
     self.batch, self.trees = batch, jax.device_put(trees)
-    self.sizes = (self.net.cfg.encoder.image, vqvae_size if vq else 0, dc_ae_size if dc_ae else 0)
+    side = net.cfg.encoder.image if net else 0
+    self.sizes = (side, vqvae_size if vq else 0, dc_ae_size if dc_ae else 0)
     self.hash = {k: stamps.tree_hash(trees[k]) for k in trees if k != "book"}
 
     def encode(trees, images, small, view):
-      out = self.net.apply(
-        {"params": trees["ta_tok"]}, pixels(images), trees["book"], method="encode_all"
-      )
-      codes = {f"codes{s}": out[s] for s in SCALES}
+      codes = {}
+      if net is not None:
+        own, book = {"params": trees["ta_tok"]}, trees["book"]
+        out = net.apply(own, pixels(images), book, method="encode_all")
+        codes = {f"codes{s}": out[s] for s in SCALES}
       if vq is not None:
         z = vq.apply({"params": trees["vqvae"]}, pixels(small), method="encode")
         found = vq.apply({"params": trees["vqvae"]}, z, method="quantize")
@@ -140,16 +148,22 @@ class Attempts:
       return e
 
 
-def tokenised(encoder: Encoder, records: Iterable[dict]) -> Iterator[dict]:
-  """Records with codes in the place of images, in their order."""
+def tokenised(encoder: Encoder, records: Iterable[dict], shown_size: int = 0) -> Iterator[dict]:
+  """Records with codes in the place of images, in their order.
+
+  Where a user shows an image, `shown_size` keeps the record's images too, at this side.
+  """
   for group in grouped(records, encoder.batch):
     codes = encoder([image for record in group for image in record["images"]])
     at = 0
     for record in group:
       rows = range(at, at + len(record["images"]))
       rest = {k: v for k, v in record.items() if k != "images"}
-      rest["codes"] = [{s: codes[f"codes{s}"][i] for s in SCALES} for i in rows]
+      if "codes1" in codes or not rows:
+        rest["codes"] = [{s: codes[f"codes{s}"][i] for s in SCALES} for i in rows]
       rest |= {k: [codes[k][i] for i in rows] for k in ("vq", "latent") if k in codes}
+      if shown_size and rows and shown_images(record, len(rows)):
+        rest["images"] = [transforms.squash(image, shown_size) for image in record["images"]]
       at = rows.stop
       yield rest
 
@@ -202,6 +216,7 @@ def open_set(name: str, spec: dict, config, workdir: Path, hashes: dict[str, str
   """
   folder = workdir / name
   stamp = {"tokenizers": hashes, "spec": spec, "seed": config.seed}
+  stamp |= {"shown_size": config.shown_size} if config.shown_size else {}
   begun = folder / BEGUN
   done = (folder / sources.META).is_file()
   if done or begun.is_file():
@@ -231,7 +246,8 @@ def write_shards(encoder: Encoder, one: Set, config, quarantine, share, clock: C
   with contextlib.closing(read_ahead(attempts, 1, 2 * config.batch, config.workers)) as stream:
     for k in mine:
       found = itertools.islice(stream, len(one.indices(k)))
-      sources.write_shard(one.shard(k), tokenised(encoder, usable(found, quarantine)))
+      made = tokenised(encoder, usable(found, quarantine), config.shown_size)
+      sources.write_shard(one.shard(k), made)
       done += len(one.indices(k))
       rate = done / (time.time() - began)
       left = (len(indices) - done) / rate
@@ -297,8 +313,8 @@ def main(argv: list[str], began: float) -> int:
       k: Path(workdir, config[k]).resolve() if config[k] else None
       for k in ("ta_tok", "vqvae", "dc_ae")
     }
-    if run["ta_tok"] is None:
-      raise UserError("config.ta_tok names no run")
+    if not any(run.values()):
+      raise UserError("none of config.ta_tok, config.vqvae and config.dc_ae names a run")
     share = (config.process, config.processes)
     share = share if any(share) else (jax.process_index(), jax.process_count())
     if not 0 <= share[0] < share[1]:

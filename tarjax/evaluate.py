@@ -85,12 +85,11 @@ def run(args: argparse.Namespace, began: float) -> None:
   }
   jobs = {name: jobs_of(args, name) for name in names if name in PICTURES}
   rebuilder = rebuilder_of(args) if RECONSTRUCTION in names else None
-  from tarjax.bundle import COMPONENTS
   from tarjax.devices import Devices
   from tarjax.evals import provenance  # imports jax
   from tarjax.pipeline import TarPipeline
 
-  needed = ("vqvae",) if names == [RECONSTRUCTION] else COMPONENTS
+  needed = ("vqvae",) if names == [RECONSTRUCTION] else None
   pipe = TarPipeline.load(args.model, args.batch, Devices.all(), needed)
   model = provenance.of_model(pipe)
   scores: dict = {}
@@ -155,7 +154,7 @@ def digits(args: argparse.Namespace, pipe, began: float) -> dict:
     Scorer(),
     count=args.count,
     seed=args.seed,
-    scale=args.scale or 2,
+    scale=scale_of(args, pipe, 2),
     temperature=args.temperature,
     draw=drawer(args, pipe),
   )
@@ -172,9 +171,16 @@ def digits(args: argparse.Namespace, pipe, began: float) -> dict:
   return scores
 
 
+def scale_of(args: argparse.Namespace, pipe, default: int) -> int | None:
+  """The pool scale that is asked for or else the default; None where there are no scales."""
+  from tarjax.bundle import pool_scale
+
+  return pool_scale(pipe.bundle, args.scale, default)
+
+
 def settings(args: argparse.Namespace, pipe) -> dict:
   """What the scores of the digits depend on besides the weights."""
-  drawn = pipe.bundle["sampling"]["image"] | {"scale": args.scale or 2}
+  drawn = pipe.bundle["sampling"]["image"] | {"scale": scale_of(args, pipe, 2)}
   if args.temperature is not None:
     drawn["temperature"] = args.temperature
   drawn |= chosen_by(args)
@@ -205,10 +211,11 @@ def painter(args: argparse.Namespace) -> dict:
 def benchmarks(args: argparse.Namespace, pipe, tables: dict[str, Table], model: dict) -> dict:
   """{name: scores with intervals, and what they depend on}, printed."""
   sampler = pipe.bundle["sampling"].get("text", {}) | {"temperature": 0.0}
-  how = {"sampler": sampler | {"scale": args.scale or 1}, "seeds": SEEDS}
+  scale = scale_of(args, pipe, 1)
+  how = {"sampler": sampler | {"scale": scale}, "seeds": SEEDS}
   out = Path(args.out)
   kept = Answers(out.with_name(f"{out.stem}.answers.jsonl"), model | how, args.resume)
-  describe = functools.partial(pipe.describe, scale=args.scale or 1, temperature=0.0)
+  describe = functools.partial(pipe.describe, scale=scale, temperature=0.0)
   found = {}
   for name, rows in tables.items():
     evaluator = Evaluator(rows, kept, args.batch, print)
@@ -239,7 +246,7 @@ def pictures(args: argparse.Namespace, pipe, jobs: dict[str, list], model: dict)
   """Draws; {name: where, and what the pictures depend on}."""
   from tarjax.evals import drawing
 
-  sampling, scale = pipe.bundle["sampling"], args.scale or 1
+  sampling, scale = pipe.bundle["sampling"], scale_of(args, pipe, 1)
   sampler = {"image": sampling["image"], "pixels": sampling.get("pixels", {}), "scale": scale}
   how, found = {"sampler": sampler, "seeds": SEEDS} | chosen_by(args) | painter(args), {}
   generate = functools.partial(drawer(args, pipe) or pipe.generate, scale=scale, **painter(args))
@@ -306,7 +313,7 @@ def table(scores: dict) -> str:
       bounds = [scores.get(word, {}).get(group, {}).get(name) for word in ("ceiling", "chance")]
       cells = ["" if b is None else f"{b:.3f}" for b in bounds]
       lines.append(f"{group + '/' + name:28}{value:8.3f}{cells[0]:>9}{cells[1]:>8}")
-  for name, value in scores["ta_tok"].items():
+  for name, value in scores.get("ta_tok", {}).items():
     if not isinstance(value, dict):
       lines.append(f"{'ta_tok/' + name:28}{value:8.3f}")
   return "\n".join(lines)

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from tarjax import bundle as bundles
 from tarjax import sampling
-from tarjax.bundle import COMPONENTS, OPTIONAL
+from tarjax.bundle import COMPONENTS as COMPONENTS
+from tarjax.bundle import OPTIONAL, pool_scale
 from tarjax.config import UserError
 from tarjax.data import tokens, transforms
 from tarjax.detokenizer import DifDetokenizer
@@ -22,11 +24,12 @@ from tarjax.devices import Devices
 from tarjax.models.siglip2 import VisionTower
 from tarjax.models.ta_tok import pool
 from tarjax.models.vqvae import to_uint8
+from tarjax.prompts import Prompt, only_codes, padded, until, with_images
+from tarjax.representations import make_representation
 from tarjax.tasks import ta_tok
-from tarjax.tasks.inputs import SCALES, pixels
+from tarjax.tasks.inputs import pixels
 
 DETOKENIZERS = ("ar", "dif")
-PROMPT_BUCKET = 32  # prompts are padded to a multiple, so that few programs are compiled
 
 
 class Drawn(NamedTuple):
@@ -63,12 +66,14 @@ class TarPipeline:
     self.ta_tok: Any = modules.get("ta_tok")
     self.ar_dtok: Any = modules.get("ar_dtok")
     self.vqvae: Any = modules.get("vqvae")
-    bundles.check(modules, config["mllm"].words if "mllm" in config else None, self.vocab)
-    self.codes = self.ta_tok.cfg.codes if self.ta_tok else 0
+    bundles.check(bundle, modules, config.get("mllm"), self.vocab)
+    self.representation = make_representation(config.get("mllm", ConfigDict()), modules)
+    self.codes = self.representation.num_ids
     self._stored, self.frozen = bundles.load(folder, bundle, config.keys() - training.keys())
     self.dif: DifDetokenizer | None = None
     runs = [folder / parts[name] for name in OPTIONAL if name in parts]
-    if not training and len(runs) == len(OPTIONAL) and all(run.is_dir() for run in runs):
+    fits = self.representation.scales and not training
+    if fits and len(runs) == len(OPTIONAL) and all(run.is_dir() for run in runs):
       self.dif = DifDetokenizer(*runs)
     self._compiled: dict[Any, Any] = {}
     self.release()
@@ -79,9 +84,9 @@ class TarPipeline:
     folder: str | Path,
     batch: int = 64,
     devices: Devices | None = None,
-    needed: Collection[str] = COMPONENTS,
+    needed: Collection[str] | None = None,
   ) -> "TarPipeline":
-    """Reads bundle.json and all that it names.
+    """Reads bundle.json and all that it names; `needed` as in `bundle.read`.
 
     Raises:
       UserError: no bundle, a missing component, or components that do not fit each other.
@@ -95,38 +100,46 @@ class TarPipeline:
 
     Args:
       trained: of the components in training, which are there already.
-      frozen: the frozen tree of a TA-Tok in training.
+      frozen: the frozen tree of a TA-Tok in training, or of an MLLM.
     """
     params = self.devices.copy(self._stored) | dict(trained or {})
-    if frozen is not None:
+    if frozen and "ta_tok" in (trained or {}):
       self.frozen, params["ta_tok"] = frozen, ta_tok.merge(params["ta_tok"], frozen)
-    self.params = params
+    elif frozen:
+      params |= frozen
+    self.params, self.trees = params, dict(params)
     if self.ta_tok:
       book = self.compiled(
         "codebook", lambda p: self.ta_tok.apply({"params": p}, method="codebook")
       )
-      self.codebook = book(params["ta_tok"])
+      self.trees["codebook"] = book(params["ta_tok"])
 
   def release(self) -> None:
     """Leaves the devices to others, until the next `settle`."""
     self.params: dict[str, Any] = {}
-    self.codebook: Any = None
+    self.trees: dict[str, Any] = {}  # as the representation takes them
 
   # Pictures in
 
   def prepare(self, image: np.ndarray) -> np.ndarray:
     """uint8[y x 3] of any size -> uint8 at the encoder's size."""
-    return transforms.squash(image, self.ta_tok.cfg.encoder.image)
+    return transforms.squash(image, self.representation.side)
 
-  def encode(self, images: Sequence[np.ndarray], scale: int = 1) -> np.ndarray:
-    """Pictures uint8[y x 3] -> visual words int32[b n]."""
-    check_scale(scale)
+  def encode(self, images: Sequence[np.ndarray], scale: int | None = None) -> np.ndarray:
+    """Pictures uint8[y x 3] -> visual words int32[b n], or embeddings float[b n d]."""
+    scale = pool_scale(self.bundle, scale, 1)
 
-    def run(params, book, x):
-      return self.ta_tok.apply({"params": params}, pixels(x), scale, book, method="encode")
+    def run(trees, x):
+      return self.representation.encode(trees, x, scale)
 
     small = np.stack([self.prepare(i) for i in images])
-    return self._map(("encode", scale), run, (self.params["ta_tok"], self.codebook), small)
+    return self._map(("encode", scale), run, (self.trees,), small)
+
+  def show(self, images: Sequence[np.ndarray], scale: int | None) -> list[np.ndarray]:
+    """What stands for pictures uint8[y x 3] in a `prompt`: words int32[n], or pictures again."""
+    if self.representation.understanding == "ids":
+      return list(self.encode(images, scale))
+    return [self.prepare(image) for image in images]
 
   def features(self, images: Sequence[np.ndarray], scale: int) -> tuple[np.ndarray, np.ndarray]:
     """Reconstructed and teacher features, float32[b n d] each, for the reconstruction cosine."""
@@ -154,32 +167,29 @@ class TarPipeline:
     Args:
       codes: of any scale.
       seeds: one per picture.
-      detokenizer: "ar" is AR-DTok and the VQVAE, "dif" Dif-DTok and the DC-AE.
+      detokenizer: "ar" is AR-DTok and the VQVAE (the VQVAE alone where words are its codes), "dif"
+        Dif-DTok and the DC-AE.
       settings: in the place of the bundle's "pixels" (ar) or "dif".
 
     Raises:
       UserError: an unknown de-tokenizer, or one that the bundle does not have.
     """
     dif = self.detokenizer(detokenizer)
-    chosen = {**self.bundle["sampling"].get("dif" if dif else "pixels", {}), **drop_none(settings)}
-
-    def condition(params, book, ids):
-      return self.ta_tok.apply({"params": params}, ids, book, method="decode_indices")
-
-    def pixels_of(params, ids):
-      return self.vqvae.apply({"params": params}, ids, method="decode_indices")
+    chosen = drop_none(settings)
+    if self.representation.scales:  # de-tokenizers sample, the VQVAE's decoder does not
+      chosen = {**self.bundle["sampling"].get("dif" if dif else "pixels", {}), **chosen}
 
     pictures, numbers = [], np.asarray(seeds, np.uint32)
+    words: Any = self.representation
     for rows, real in self.devices.batches(len(codes), self.batch):
-      book, ids = self.codebook, self.devices.rows(codes[rows])
-      cond = self.compiled("condition", condition)(self.params["ta_tok"], book, ids)
+      ids = self.devices.rows(codes[rows])
       if dif:
+        cond = words.condition(self.trees, ids)
         cond = jnp.asarray(self.devices.host(cond))  # on the default device, as Dif-DTok is
         pictures.append(dif.draw(cond, numbers[rows], **chosen)[:real])
         continue
       seed = self.devices.rows(numbers[rows])
-      ids = sampling.generate_codes(self.ar_dtok, self.params["ar_dtok"], cond, seed, **chosen)
-      drawn = self.compiled("pixels", pixels_of)(self.params["vqvae"], ids)
+      drawn = words.decode(self.trees, ids, seed, **chosen)
       pictures.append(to_uint8(self.devices.host(drawn)[:real]))
     return self._canvas(np.concatenate(pictures))
 
@@ -248,7 +258,7 @@ class TarPipeline:
     Args:
       prompts: one text per picture; `<image>` marks where its images go (in front if unmarked).
       images: per prompt, the pictures uint8[y x 3] it refers to.
-      scale: 1, 2 or 3; None is the bundle's default.
+      scale: 1, 2 or 3; None is the bundle's default, or that there are none.
       seeds: one per picture; the same seed gives the same picture in any batch.
       constrained: exactly as many visual words as the scale has; otherwise the model is free, and
         what it leaves out is filled with code 0, as in the reference.
@@ -269,11 +279,10 @@ class TarPipeline:
     self, prompts, images=None, *, seeds, scale=None, constrained=True, **settings
   ) -> np.ndarray:
     """What `generate` paints with the same arguments: int32[b n]."""
-    scale = int(self.bundle["sampling"]["scale"]) if scale is None else scale
-    check_scale(scale)
-    count = self.ta_tok.cfg.tokens(scale)
+    scale = pool_scale(self.bundle, scale)
+    count = self.representation.tokens_per_image(scale)
     chosen = {**self.bundle["sampling"]["image"], **drop_none(settings)}
-    asked = [self._drawing_prompt(p, i, scale) for p, i in self.with_images(prompts, images)]
+    asked = [self._drawing_prompt(p, i, scale) for p, i in with_images(prompts, images)]
     first = self.vocab.image0
     if constrained:
       chosen["allowed"] = (first, first + self.codes - 1)
@@ -292,15 +301,15 @@ class TarPipeline:
     **settings,
   ) -> list[str]:
     """Answers to one question per picture, or per list of pictures; greedy as bundles are made."""
-    scale = int(self.bundle["sampling"]["scale"]) if scale is None else scale
+    scale = pool_scale(self.bundle, scale)
     groups = [[i] if isinstance(i, np.ndarray) else list(i) for i in images]
-    codes = iter(self.encode([image for group in groups for image in group], scale))
+    shown = iter(self.show([image for group in groups for image in group], scale))
     asked = []
     for question, group in zip(questions, groups, strict=True):
       if not question.strip():
         raise UserError("the question is empty")
-      rows = itertools.islice(codes, len(group))
-      asked.append(tokens.i2t_prompt(self.tok, self.vocab, question, *rows))
+      text = " ".join([tokens.PLACEHOLDER] * len(group)) + f"\n{question}"
+      asked.append(self.prompt(text, list(itertools.islice(shown, len(group)))))
     seeds = list(range(len(asked))) if seeds is None else list(seeds)
     chosen = {**self.bundle["sampling"]["text"], **drop_none(settings)}
     text = (0, self.vocab.im_start - 1)
@@ -308,45 +317,53 @@ class TarPipeline:
     stops = set(self.vocab.stops)
     return [self.tok.decode(until(row, stops)).strip() for row in ids]
 
-  def with_images(self, prompts, images):
-    """(prompt, its images) pairs, a placeholder for each; UserError where they do not fit."""
-    for k, prompt in enumerate(prompts):
-      given = list(images[k]) if images is not None else []
-      if not prompt.strip():
-        raise UserError("the prompt is empty")
-      marks = prompt.count(tokens.PLACEHOLDER)
-      if given and not marks:
-        prompt = tokens.PLACEHOLDER * len(given) + " " + prompt
-      elif marks != len(given):
-        raise UserError(f"the prompt has {marks} {tokens.PLACEHOLDER} and {len(given)} images")
-      yield prompt, given
+  def _drawing_prompt(self, prompt: str, images, scale: int | None) -> Prompt:
+    shown = self.show(images, scale) if images else []
+    return self.prompt(prompt, shown, draw=True, scale=scale)
 
-  def _drawing_prompt(self, prompt: str, images, scale: int) -> np.ndarray:
-    if not images:
-      return tokens.t2i_prompt(self.tok, self.vocab, prompt, scale)
-    turn = {"from": "human", "value": prompt}
-    codes = list(self.encode(images, scale))
-    return tokens.chat_prompt(self.tok, self.vocab, [turn], codes, draw=True, scale=scale)
+  def prompt(self, text: str, shown: Sequence[np.ndarray], **drawing) -> Prompt:
+    """What a user says, with what stands for its pictures, as `show` gives it or as drawn words.
 
-  def _speak(self, prompts, seeds, max_new: int, stops, **settings) -> np.ndarray:
-    """Prompts int32[l] each -> new ids int32[b max_new]; lengths are bucketed, left-padded."""
-    longest = max(len(p) for p in prompts)
-    length = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-    ids = np.full((len(prompts), length), self.vocab.pad, np.int32)
-    mask = np.zeros((len(prompts), length), bool)
-    for row, prompt in enumerate(prompts):
-      ids[row, length - len(prompt) :] = prompt
-      mask[row, length - len(prompt) :] = True
+    Args:
+      drawing: `draw` and `scale` of `tokens.chat_prompt`, when the answer is a picture.
+    """
+    codes, pictures = list(shown), []
+    if self.representation.understanding == "embeddings":
+      codes, pictures = [self.representation.layout.places] * len(codes), codes
+    turn = {"from": "human", "value": text}
+    return Prompt(tokens.chat_prompt(self.tok, self.vocab, [turn], codes, **drawing), pictures)
+
+  def inputs(self, ids: np.ndarray, pictures: Sequence[list[np.ndarray]]) -> dict[str, jax.Array]:
+    """Rows of prompts, padded to int32[b l], as Qwen2 takes them: {"ids"} and maybe {"embeds"}."""
+    given = {"ids": self.devices.rows(ids)}
+    if not any(pictures):
+      return given
+    layout, mark = self.representation.layout, self.vocab.place
+    rows = [layout.carried(row, mark, own) for row, own in zip(ids, pictures, strict=True)]
+    batch = {k: self.devices.rows(np.stack([row[k] for row in rows])) for k in rows[0]}
+    batch["tokens"] = given["ids"]
+
+    def run(trees, batch):
+      return self.representation.inputs(self.mllm, trees, batch)
+
+    return given | self.compiled("inputs", run)(self.trees, batch)
+
+  def _speak(self, prompts: Sequence[Prompt], seeds, max_new: int, stops, **settings) -> np.ndarray:
+    """Prompts -> new ids int32[b max_new]; lengths are bucketed, left-padded."""
+    ids, mask = padded(prompts, self.vocab.pad, left=True)
     out, seeds = [], np.asarray(seeds, np.uint32)
     for rows, real in self.devices.batches(len(prompts), self.batch):
+      given = self.inputs(ids[rows], [prompts[i].pictures for i in rows])
       new = sampling.generate_tokens(
         self.mllm,
         self.params["mllm"],
-        *(self.devices.rows(x[rows]) for x in (ids, mask, seeds)),
+        given.pop("ids"),
+        *(self.devices.rows(x[rows]) for x in (mask, seeds)),
         max_new=max_new,
         stop_ids=stops,
         vocab_limit=self.vocab.image0 + self.codes,
         pad_id=self.vocab.pad,
+        **given,
         **settings,
       )
       out.append(self.devices.host(new)[:real])
@@ -366,23 +383,6 @@ class TarPipeline:
       made = self.compiled(key, function)(*trees, self.devices.rows(array[rows]))
       out.append(self.devices.host(made)[:real])
     return np.concatenate(out)
-
-
-def only_codes(ids: np.ndarray, first: int, codes: int, count: int) -> np.ndarray:
-  """The first `count` visual words among ids int32[l], filled up with code 0: int32[count]."""
-  found = ids[(ids >= first) & (ids < first + codes)][:count] - first
-  return np.pad(found, (0, count - len(found))).astype(np.int32)
-
-
-def until(ids: np.ndarray, stops: set[int]) -> list[int]:
-  """Ids before the first stop."""
-  at = [i for i, t in enumerate(ids) if int(t) in stops]
-  return [int(t) for t in ids[: at[0] if at else None]]
-
-
-def check_scale(scale: int) -> None:
-  if scale not in SCALES:
-    raise UserError(f"scale must be 1, 2 or 3, not {scale}")
 
 
 def drop_none(settings: dict) -> dict:

@@ -255,6 +255,7 @@ def generate_tokens(
   vocab_limit: int | None = None,
   pad_id: int = 0,
   also: str = "",
+  embeds: Array | None = None,
 ) -> Any:
   """Continues prompts with a language model, until every row has met a stop id.
 
@@ -276,6 +277,7 @@ def generate_tokens(
     also: "logprobs" also returns float32[b max_new], the log-probability of each drawn word under
       the model at temperature 1 within the allowed ids; "logits" float32[b max_new v] before
       penalty and limits. Both are 0 after a stop id.
+    embeds: float[b l d], what the prompt is to the model in the place of its words' rows.
 
   Returns:
     int32[b max_new], or with `also` a pair.
@@ -297,7 +299,7 @@ def generate_tokens(
     "pad": np.int32(pad_id),
   }
   mask = jnp.asarray(prompt_mask).astype(bool)
-  tokens, extra = _tokens(module, params, prompt, mask, seeds, rules, max_new, also)
+  tokens, extra = _tokens(module, params, prompt, mask, seeds, rules, max_new, also, embeds)
   return (tokens, extra) if also else tokens
 
 
@@ -342,17 +344,16 @@ def draw_tokens(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7))
-def _tokens(module, params, prompt, mask, seeds, rules, max_new, also):
+def _tokens(module, params, prompt, mask, seeds, rules, max_new, also, embeds):
   b, l = prompt.shape
   s, counts = l + max_new - 1, mask.sum(1)
   words = jnp.concatenate([mask, jnp.ones((b, max_new - 1), bool)], 1)  # [b s]
 
-  def run(ids, positions, cache, index):
-    past = jnp.arange(s) <= index + jnp.arange(ids.shape[1])[:, None]  # [l s]
-    visible = words[:, None] & past  # [b l s]
-    hidden, cache = module.apply(
-      {"params": params}, ids, positions=positions, mask=visible, cache=cache, index=index
-    )
+  def run(ids, positions, cache, index, **embeds):
+    past = jnp.arange(s) <= index + jnp.arange(positions.shape[1])[:, None]  # [l s]
+    where: Any = {"positions": positions, "mask": words[:, None] & past}  # [b l s]
+    given = {"params": params}, ids
+    hidden, cache = module.apply(*given, **embeds, **where, cache=cache, index=index)
     logits = module.apply({"params": params}, hidden[:, -1:], method="logits")
     return logits[:, 0], cache  # [b v]
 
@@ -366,7 +367,11 @@ def _tokens(module, params, prompt, mask, seeds, rules, max_new, also):
     return draw_tokens(logits, state, seeds, rules, also), cache
 
   positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
-  logits, cache = run(prompt, positions, qwen2.empty_cache(module.config, b, s), 0)
+  cache = qwen2.empty_cache(module.config, b, s)
+  if embeds is None:
+    logits, cache = run(prompt, positions, cache, 0)
+  else:
+    logits, cache = run(None, positions, cache, 0, embeds=embeds)
   seen = None
   if rules["penalty"] is not None:
     seen = jnp.zeros(logits.shape, bool).at[jnp.arange(b)[:, None], prompt].max(mask)

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tarjax.bundle import pool_scale
 from tarjax.config import UserError
 from tarjax.data import tokens
 from tarjax.data.fields import MATCHES
-from tarjax.pipeline import PROMPT_BUCKET, TarPipeline
+from tarjax.pipeline import TarPipeline
+from tarjax.prompts import padded, with_images
 
 FEEDS = ("ids", "reencoded")  # how a candidate is shown: as its words, or as its picture read again
 
@@ -47,7 +49,7 @@ def judge(
     prompts: one per candidate.
     images: per prompt, the pictures it refers to by `<image>`, as in `TarPipeline.generate`.
     question: `{prompt}` in it stands for the prompt.
-    scale: at which pictures are read; None is the bundle's default.
+    scale: at which pictures are read; None is the bundle's default, if there are scales.
 
   Raises:
     UserError: a question without `{prompt}`, an empty prompt, placeholders without images, or a
@@ -55,19 +57,23 @@ def judge(
   """
   if "{prompt}" not in question:
     raise UserError(f"the question to the judge has no {{prompt}}: {question!r}")
-  scale = int(pipe.bundle["sampling"]["scale"]) if scale is None else scale
-  codes = pipe.encode(shown, scale) if shown[0].ndim == 3 else shown
+  scale = pool_scale(pipe.bundle, scale)
+  if shown[0].ndim == 3:
+    shown = pipe.show(shown, scale)
+  elif pipe.representation.understanding != "ids":
+    raise UserError("this model reads pictures, not ids: let candidates be judged reencoded")
   asked = []
-  for (prompt, given), own in zip(pipe.with_images(prompts, images), codes, strict=True):
-    others = pipe.encode(given, scale) if given else ()
-    turn = tokens.PLACEHOLDER + "\n" + question.replace("{prompt}", prompt)
-    conversation = [{"from": "human", "value": turn}]
-    asked.append(tokens.chat_prompt(pipe.tok, pipe.vocab, conversation, [own, *others]))
+  for (prompt, given), own in zip(with_images(prompts, images), shown, strict=True):
+    others = pipe.show(given, scale) if given else ()
+    text = tokens.PLACEHOLDER + "\n" + question.replace("{prompt}", prompt)
+    asked.append(pipe.prompt(text, [own, *others]))
   yes, no = answer_ids(pipe.tok)
   parts = []
   for rows, real in pipe.devices.batches(len(asked), pipe.batch):
-    ids, last = map(pipe.devices.rows, padded([asked[i] for i in rows], pipe.vocab.pad))
-    found = score_answers(pipe.mllm, pipe.params["mllm"], ids, last, yes, no)
+    ids, mask = padded([asked[i] for i in rows], pipe.vocab.pad)
+    given = pipe.inputs(ids, [asked[i].pictures for i in rows])
+    last = pipe.devices.rows(mask.sum(1, dtype=np.int32) - 1)
+    found = score_answers(pipe.mllm, pipe.params["mllm"], given, last, yes, no)
     parts.append(pipe.devices.host(found)[:real])
   return np.concatenate(parts)
 
@@ -146,22 +152,16 @@ def answer_ids(tok) -> tuple[np.ndarray, np.ndarray]:
   return np.array(sorted(yes), np.int32), np.array(sorted(no), np.int32)
 
 
-def padded(prompts: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
-  """Prompts int32[l] each -> int32[b l] filled on the right, and where each ends: int32[b]."""
-  longest = max(len(p) for p in prompts)
-  ids = np.full((len(prompts), -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET), pad, np.int32)
-  for row, prompt in enumerate(prompts):
-    ids[row, : len(prompt)] = prompt
-  return ids, np.array([len(p) - 1 for p in prompts], np.int32)
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def score_answers(mllm, params, ids, last, yes, no) -> jax.Array:
+def score_answers(mllm, params, given, last, yes, no) -> jax.Array:
   """Share of the yes tokens in the mass of both, after position `last` of each row: float32[b].
 
   What stands after a prompt is in nobody's past, so rows need no mask.
   """
-  hidden, _ = mllm.apply({"params": params}, ids)  # [b l d]
+  embeds = given.get("embeds")
+  hidden, _ = mllm.apply(
+    {"params": params}, given["ids"] if embeds is None else None, embeds=embeds
+  )  # [b l d]
   hidden = jnp.take_along_axis(hidden, last[:, None, None], 1)  # [b 1 d]
   logits = mllm.apply({"params": params}, hidden, method="logits")[:, 0]  # [b v]
   mass = jax.nn.logsumexp(logits[:, yes], -1) - jax.nn.logsumexp(logits[:, no], -1)

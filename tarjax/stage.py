@@ -66,8 +66,12 @@ class Stage:
       codes = {f"codes{s}": of(np.int32, task.ta_tok.cfg.tokens(s)) for s in (1, 2, 3)}
     match data.format:
       case "packed":
-        names = ("tokens", "labels", "segments", "positions")
-        return {name: of(np.int32, data.length) for name in names}
+        names, layout = ("tokens", "labels", "segments", "positions"), task.representation.layout
+        row = {name: of(np.int32, data.length) for name in names}
+        if layout.places:
+          pictures = (data.length // layout.places, layout.side, layout.side, 3)
+          row |= {"places": of(np.int32, data.length), "pictures": of(np.uint8, *pictures)}
+        return row
       case "codes":
         return codes | {"vq": of(np.int32, task.net.length)}
       case "classes":

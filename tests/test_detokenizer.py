@@ -113,9 +113,9 @@ class Painter:
 
 
 class Features:
-  """Stands for TA-Tok: features of codes."""
+  """Stands for `TaTokWords`: features of codes."""
 
-  def apply(self, params, ids, book, method):
+  def condition(self, trees, ids):
     return jnp.zeros((*ids.shape, 6))
 
 
@@ -126,7 +126,7 @@ def pipeline(dif):
   pipe.devices = Devices()
   sampling = {"pixels": {}, "dif": {"steps": 3, "sampler": "euler"}}
   pipe.bundle = {"sampling": sampling, "preprocessing": {"canvas": 8}}
-  pipe.ta_tok, pipe.params, pipe.codebook = Features(), {"ta_tok": {}}, jnp.zeros(1)
+  pipe.representation, pipe.trees = Features(), {}
   return pipe
 
 

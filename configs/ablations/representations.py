@@ -6,25 +6,29 @@
 Figure 5, of which only the ends are in the text: understanding after 10M samples Janus 94, TA-Tok
 93, Hybrid about as VQVAE; generation: TA-Tok best throughout, Hybrid begins high and flattens,
 Janus is below VQVAE (Table 6: DPG 70.6, 48.2, 33.4; Und 92.9, 74.2, 94.4). `config.representation`
-is one of ta_tok, vqvae, janus and hybrid, and everything else is the same. Points of the curves, as
-the text names none: 2.5M, 5M, 7.5M and 10M T2I samples, each a run of its own. The twin compares
-ta_tok, vqvae and janus at the laptop's size.
+is one of ta_tok, vqvae and janus, and everything else is the same: configs/mllm.py says
+what each starts from and learns from, and for the twin configs/digits/mllm_{vqvae,janus}.py.
+Points of the curves, as the text names none: 2.5M, 5M, 7.5M and 10M T2I samples, each a run.
 Hardware, chip-hours, metrics: configs/ablations/base.py; 62.5M samples for each.
 """
 
+from typing import Any
+
+import configs.mllm
 from configs.ablations import base
+from configs.digits import mllm_janus, mllm_vqvae
 from tarjax.ablations import Effect, Folder, Metric, Row, Table, train
 from tarjax.evals.table_scores import DPG, GENERATION, UND, UNDERSTANDING
 
 FILE = "configs/ablations/representations.py"
-VARIANTS = ("ta_tok", "vqvae", "janus", "hybrid")
+VARIANTS = ("ta_tok", "vqvae", "janus")
+TWINS = {"vqvae": mllm_vqvae, "janus": mllm_janus}
 POINTS = {"2.5m": 0.25, "5m": 0.5, "7.5m": 0.75, "10m": 1.0}  # share of the 25M samples
 # fmt: off
 PAPER = {
   "ta_tok": ("TA-Tok", {"und-10m": 92.9, "gen-10m": 70.6}),
   "vqvae":  ("VQVAE",  {"und-10m": 74.2, "gen-10m": 48.2}),
   "janus":  ("Janus",  {"und-10m": 94.4, "gen-10m": 33.4}),
-  "hybrid": ("Hybrid", {}),
 }
 # fmt: on
 
@@ -34,27 +38,53 @@ def get_config(variant="ta_tok_10m"):
   name, mini = base.split(variant, [f"{row}_{point}" for row in VARIANTS for point in POINTS])
   row, _, point = name.rpartition("_")
   config = base.mllm(mini)
-  with config.unlocked():
-    config.representation = row
+  if mini and row != "ta_tok":
+    config = TWINS[row].get_config()
+    config.steps = base.MINI_STEPS
+  elif row != "ta_tok":
+    with config.unlocked():
+      configs.mllm.represent(config, row, "1p5b")
   config.steps = int(POINTS[point] * config.steps)
   config.optim.warmup = int(POINTS[point] * config.optim.warmup)
   return config
 
 
+def reads(row, mini):
+  """What a row's training starts from and learns from."""
+  if row == "ta_tok":
+    return base.reads(mini)
+  own = ("vqvae", "siglip2") if row == "janus" else ("vqvae",)
+  if mini:
+    return ("llm", "tokenizer_tar", "encoded_vq", *own)
+  return ("start_1p5b_codes", "data", "codes_i2t", "codes_t2i", *own)
+
+
+def of_bundle(row, mini):
+  """How a row's folder differs from the table's bundle."""
+  if row == "ta_tok":
+    return {}
+  other: dict[str, Any] = {"representation": row}
+  if not mini:
+    other["components"] = {"tokenizer": "start_1p5b_codes/tokenizer"}
+    other["preprocessing"] = {"drawn": 384, "canvas": 384}
+  return other
+
+
 def get_table(mini):
   seeds, prefix = base.SEEDS[mini], "mini_" if mini else ""
-  shown = [row for row in VARIANTS if not (mini and row == "hybrid")]
   points = ["10m"] if mini else list(POINTS)
   folders, rows = {}, {}
-  for row in shown:
+  for row in VARIANTS:
     title, paper = PAPER[row]
     scores = {}
     for point in points:
       made = [f"{row}-{point}-{seed}" for seed in seeds]
       for folder, seed in zip(made, seeds, strict=True):
         config = f"{FILE}:{prefix}{row}_{point}"
-        runs = {"mllm": train(config, reads=base.reads(mini), seed=seed)}
-        folders[folder] = Folder(runs | {"score": base.scored(mini)})
+        runs = {"mllm": train(config, reads=reads(row, mini), seed=seed)}
+        more = () if mini or row == "ta_tok" else ("start_1p5b_codes",)
+        runs["score"] = base.scored(mini, more=more)
+        folders[folder] = Folder(runs, **of_bundle(row, mini))
       keys = tuple(f"{folder}/score" for folder in made)
       scores |= {f"und-{point}": keys, f"gen-{point}": keys}
     rows[row] = Row(title, scores, paper)

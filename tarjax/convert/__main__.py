@@ -139,7 +139,8 @@ def add_words_verbs(verbs) -> None:
   """The verbs about words, which read runs and make runs or lists of ids."""
   verb = verbs.add_parser("init-tar", help=init_tar.__doc__)
   verb.add_argument("--llm", required=True, metavar="DIR", help="run of a text Qwen2.5")
-  verb.add_argument("--ta-tok", required=True, metavar="DIR", help="run of a TA-Tok")
+  verb.add_argument("--ta-tok", metavar="DIR", help="run of a TA-Tok")
+  verb.add_argument("--codes", type=int, help="or the number of another tokenizer's visual words")
   verb.add_argument("--to", required=True, metavar="OUT", help="the run directory to make")
   verb.add_argument(
     "--embed-init",

@@ -34,13 +34,15 @@ class Options(NamedTuple):
   """How the rows start.
 
   Attributes:
-    embed_init: one of EMBED_INIT, or None: codebook, and selected_rows where widths differ.
+    embed_init: one of EMBED_INIT, or None: codebook, and selected_rows where widths differ; random
+      without a TA-Tok.
     lm_head_init: one of HEAD_INIT, of an untied model; None is mean, as the reference has it.
     multiple: the tables have a multiple of so many rows.
     scale: the codebook is divided by it.
     selected: file of the codes' token ids; None looks for it beside TA-Tok.
     text_rows: words of text; None asks the tokenizer.
     seed: of random rows.
+    codes: visual words that are not TA-Tok's.
   """
 
   embed_init: str | None = None
@@ -50,6 +52,7 @@ class Options(NamedTuple):
   selected: str | None = None
   text_rows: int | None = None
   seed: int = 0
+  codes: int | None = None
 
 
 class Fill(NamedTuple):
@@ -59,14 +62,20 @@ class Fill(NamedTuple):
   text: str
 
 
-def init_tar(llm: str, ta_tok: str, to: Path, options: Options) -> str:
+def init_tar(llm: str, ta_tok: str | None, to: Path, options: Options) -> str:
   """Makes the run directory `to`, from which MLLM training starts; says which rule filled what.
+
+  Without a TA-Tok there are `options.codes` visual words of another representation.
 
   Raises:
     ConversionError: runs that do not fit each other, or rules that do not fit them.
   """
-  model, tok = open_kind(llm, "qwen2", "language model"), open_kind(ta_tok, "ta_tok", "TA-Tok")
+  if bool(ta_tok) == bool(options.codes):
+    raise ConversionError("whose visual words? Give either --ta-tok or --codes")
+  model = open_kind(llm, "qwen2", "language model")
+  tok = open_kind(ta_tok, "ta_tok", "TA-Tok") if ta_tok else None
   positive = {"multiple": options.multiple, "scale": options.scale, "text_rows": options.text_rows}
+  positive["codes"] = options.codes
   for name, value in positive.items():
     if value is not None and not 0 < value < math.inf:  # NaN is neither
       raise ConversionError(f"{name}={value} must be a positive number")
@@ -74,14 +83,15 @@ def init_tar(llm: str, ta_tok: str, to: Path, options: Options) -> str:
     raise ConversionError(f"seed={options.seed} must not be negative")
   if model.config["words"]["codes"]:
     raise ConversionError(f"{llm} has visual words already")
-  net, tied = TaTokConfig(**tok.config["model"]), model.config["model"]["tied"]
+  tied = model.config["model"]["tied"]
+  codes = TaTokConfig(**tok.config["model"]).codes if tok else options.codes or 0
   text_rows, tokenizer = words_of(model, options)
-  rows = padded_rows(text_rows, net.codes, options.multiple)
-  how = choose(model, tok, net, options, tied)
+  rows = padded_rows(text_rows, codes, options.multiple)
+  how = choose(model, tok, options, tied)
   config = {
     "task": "mllm",
     "model": {**model.config["model"], "vocab": rows},
-    "words": {"text_rows": text_rows, "codes": net.codes},
+    "words": {"text_rows": text_rows, "codes": codes},
   }
   arrays = {
     name: array._replace(layered=name.startswith("blocks/"))
@@ -100,22 +110,22 @@ def init_tar(llm: str, ta_tok: str, to: Path, options: Options) -> str:
       for name in arrays:
         if name not in (WORDS[1], HEAD[1]):
           copy_array(model.trees["params"], writer, name, arrays[name])
-      fill = visual_rows(model, tok, net, how, options)
-      said += fill_table(model, writer, WORDS[1], text_rows, net.codes, fill)
+      fill = visual_rows(model, tok, codes, how, options)
+      said += fill_table(model, writer, WORDS[1], text_rows, codes, fill)
       if not tied:
-        fill = head_rows(model, tok, net, options)
-        said += fill_table(model, writer, HEAD[1], text_rows, net.codes, fill)
+        fill = head_rows(model, tok, codes, options)
+        said += fill_table(model, writer, HEAD[1], text_rows, codes, fill)
       writer.finish()
     finally:
       writer.close()
     copy_origin(model, partial)
     if tokenizer:
-      add_image_tokens(tokenizer, partial / "tokenizer", net.codes)
-    sentence = describe(text_rows, net.codes, rows, said, tied)
+      add_image_tokens(tokenizer, partial / "tokenizer", codes)
+    sentence = describe(text_rows, codes, rows, said, tied)
     record = {
       "kind": "qwen2",
-      "source": f"{llm} and {ta_tok}",
-      "files": model.provenance.get("files", {}) | tok.provenance.get("files", {}),
+      "source": f"{llm} and {ta_tok or f'{codes} codes'}",
+      "files": model.provenance.get("files", {}) | (tok.provenance.get("files", {}) if tok else {}),
       "layout": {"changed": True},
       "made": [sentence],
     }
@@ -140,7 +150,7 @@ def words_of(model: Run, options: Options) -> tuple[int, Path | None]:
   return count, folder
 
 
-def choose(model: Run, tok: Run, net: TaTokConfig, options: Options, tied: bool) -> str:
+def choose(model: Run, tok: Run | None, options: Options, tied: bool) -> str:
   """The rule of the visual words' rows.
 
   Raises:
@@ -155,6 +165,11 @@ def choose(model: Run, tok: Run, net: TaTokConfig, options: Options, tied: bool)
     raise ConversionError(f"lm_head_init {options.lm_head_init!r} is none of {there}")
   if tied and options.lm_head_init:
     raise ConversionError("lm_head_init is for untied models; here the word table is the output's")
+  if tok is None:
+    if how in ("codebook", "selected_rows") or options.lm_head_init == "codebook_tokens":
+      raise ConversionError("rows of TA-Tok need --ta-tok: choose random or mean")
+    return how or "random"
+  net = TaTokConfig(**tok.config["model"])
   if net.width != width and how in (None, "codebook"):
     if how is None and ids_file(tok, options):
       return "selected_rows"
@@ -172,7 +187,7 @@ def ids_file(tok: Run, options: Options) -> Path | None:
   return path if path.is_file() else None
 
 
-def selected_ids(model: Run, tok: Run, net: TaTokConfig, options: Options) -> np.ndarray:
+def selected_ids(model: Run, tok: Run, codes: int, options: Options) -> np.ndarray:
   """int64[k], the token that each code is; -1 is none.
 
   Raises:
@@ -189,34 +204,34 @@ def selected_ids(model: Run, tok: Run, net: TaTokConfig, options: Options) -> np
   except (ValueError, OSError, EOFError) as e:
     raise ConversionError(f"{path} is no file of token ids: {e}") from e
   limit = model.arrays[WORDS].shape[0]
-  fits = isinstance(ids, np.ndarray) and ids.shape == (net.codes,) and ids.dtype.kind == "i"
+  fits = isinstance(ids, np.ndarray) and ids.shape == (codes,) and ids.dtype.kind == "i"
   if not fits or ids.min() < NOWHERE or ids.max() >= limit:
-    raise ConversionError(f"{path} does not hold {net.codes} token ids below {limit}")
+    raise ConversionError(f"{path} does not hold {codes} token ids below {limit}")
   return ids
 
 
-def visual_rows(model: Run, tok: Run, net: TaTokConfig, how: str, options: Options) -> Fill:
+def visual_rows(model: Run, tok: Run | None, codes: int, how: str, options: Options) -> Fill:
   """The input rows of <I0> ..., by the rule `how`."""
   width = model.arrays[WORDS].shape[1]
-  if how == "codebook":
-    rows = codebook(tok, net) / options.scale
+  if tok and how == "codebook":
+    rows = codebook(tok, TaTokConfig(**tok.config["model"])) / options.scale
     scale = f" / {options.scale:g}" if options.scale != 1 else ""
     return Fill(rows, f"codebook (C = E W + b of TA-Tok{scale})")
-  if how == "selected_rows":
-    return picked(model, WORDS[1], selected_ids(model, tok, net, options))
+  if tok and how == "selected_rows":
+    return picked(model, WORDS[1], selected_ids(model, tok, codes, options))
   if how == "random":
-    draw = np.random.default_rng(options.seed).normal(0, STD, (net.codes, width))
+    draw = np.random.default_rng(options.seed).normal(0, STD, (codes, width))
     return Fill(draw.astype(np.float32), f"random (N(0, {STD}), seed {options.seed})")
   return Fill(None, "mean (of the text rows)")
 
 
-def head_rows(model: Run, tok: Run, net: TaTokConfig, options: Options) -> Fill:
+def head_rows(model: Run, tok: Run | None, codes: int, options: Options) -> Fill:
   """The output rows of <I0> ..., of an untied model."""
-  if options.lm_head_init == "codebook_tokens":
-    return picked(model, HEAD[1], selected_ids(model, tok, net, options))
+  if tok and options.lm_head_init == "codebook_tokens":
+    return picked(model, HEAD[1], selected_ids(model, tok, codes, options))
   if options.lm_head_init == "random":
-    return visual_rows(model, tok, net, "random", options._replace(seed=options.seed + 1))
-  return visual_rows(model, tok, net, "mean", options)
+    return visual_rows(model, tok, codes, "random", options._replace(seed=options.seed + 1))
+  return visual_rows(model, tok, codes, "mean", options)
 
 
 def codebook(tok: Run, net: TaTokConfig) -> np.ndarray:

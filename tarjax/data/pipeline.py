@@ -9,7 +9,9 @@ A batch is a dict of arrays with a leading batch axis; config.data.format says w
   classes "label" int32[b], "vq" int32[b t]
   latents "codes1", "codes2", "codes3" as above, "latent" float32[b y x c]
   packed  "tokens", "labels", "segments", "positions" int32[b l]: several examples a row;
-          labels[i] belongs to token i (-100: none), segments count from 1 and are 0 in padding
+          labels[i] belongs to token i (-100: none), segments count from 1 and are 0 in padding.
+          Where pictures are embedded (janus, see data.layouts) also "pictures" uint8[b p y x 3],
+          of which a row has p at most, and "places" int32[b l], where their vectors go
 
 Step k holds rows k*b .. k*b+b-1 of an endless stream, whatever the number of processes, workers,
 threads or restarts: each process makes the rows its devices need. Another record of its source
@@ -30,6 +32,7 @@ from absl import flags
 
 from tarjax.data import sources, tokens, transforms
 from tarjax.data.damage import Quarantine
+from tarjax.data.layouts import layout_of
 from tarjax.data.mixture import Mixture, draw
 from tarjax.data.packing import Example, Packer
 
@@ -327,16 +330,19 @@ class Classes:
 
 
 class Packed:
-  """Format "packed": conversations and documents, each image example at a drawn scale."""
+  """Format "packed": conversations and documents, pictures as `config.representation` has them,
+  those that have scales at a scale drawn for the example."""
 
   def __init__(self, data: DataConfig, record: Records, config, split: str):
     del split
     self._data, self._record, self._seed = data, record, config.seed
     self._tok, self._vocab = _tokenizer(data, config)
+    self.layout = layout_of(config)
+    self.layout.check(config, self._vocab.codes, data.length)
     self._scales = [int(s) for s in data.scales]
     weights = np.array(list(data.scales.values()), float)
     self._edges = np.cumsum(weights / weights.sum()).tolist()
-    packer = Packer(
+    self._packer = Packer(
       self.example,
       self._vocab,
       length=data.length,
@@ -344,16 +350,35 @@ class Packed:
       rows=data.rows,
       seed=config.seed,
     )
-    self.row, self.members, self.stats = packer.row, packer.members, packer.stats
+    self.members, self.stats = self._packer.members, self._packer.stats
+
+  def row(self, index: int) -> Row:
+    row = self._packer.row(index)
+    if self.layout.places:  # windows hold no pixels: those of this row are read again
+      shown = [image for i in self.members(index) for image in self._shown(i)]
+      row.update(self.layout.carried(row["tokens"], self._vocab.place, shown))
+    return row
+
+  def _shown(self, index: int) -> list[np.ndarray]:
+    """The pictures that record `index` shows, uint8[y x 3] each."""
+    record = self._worded(index)
+    images = record.get("images") or ()
+    return [images[i] for i in tokens.shown_images(record, len(images))] if images else []
+
+  def _worded(self, index: int) -> dict:
+    """Record `index`; a fair draw chooses the wording."""
+    record = self._record(index)
+    if "conversations_short" in record and draw(self._seed, index) & 1:
+      return {**record, "conversations": record["conversations_short"]}
+    return record
 
   def example(self, index: int) -> Example:
-    """Tokens and labels of record `index`; two fair draws choose the scale and the wording."""
-    record, bits = self._record(index), draw(self._seed, index)
-    if "conversations_short" in record and bits & 1:
-      record = {**record, "conversations": record["conversations_short"]}
+    """Tokens and labels of record `index`; a draw chooses the scale."""
+    record, bits = self._worded(index), draw(self._seed, index)
     place = bisect.bisect(self._edges, (bits >> 11) / 2**53)
     scale = self._scales[min(place, len(self._scales) - 1)]
-    return tokens.chat_tokens(self._tok, self._vocab, record, scale, self._data.label_style)
+    style = self._data.label_style
+    return tokens.chat_tokens(self._tok, self._vocab, record, scale, style, self.layout)
 
 
 FORMATS = {

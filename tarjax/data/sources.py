@@ -4,9 +4,9 @@ A record is a dict: "id", "source", "task" (t2i, i2t, i2i, ti2i or text), "conve
 {"from": "human" | "gpt", "value": text with `<image>` placeholders}) and "images" (one
 uint8[y x 3] per placeholder); "caption" and "conversations_short" where there are such. Once
 tokenized, "images" gives way to "codes" (per image a dict from scale 1, 2, 3 to uint16[n]), "vq"
-(per image uint16[t]) and "latent" (per image float32[y x c]). "label" is the number of a class. A
-plain document has only "id", "source" and "text". For a record that cannot be used, a source
-raises `Damaged`.
+(per image uint16[t]) and "latent" (per image float32[y x c]), or stays beside them. "label" is the
+number of a class. A plain document has only "id", "source" and "text". For a record that cannot be
+used, a source raises `Damaged`.
 
   records     ArrayRecord shards that `write_records` or `tarjax.encode` made
   llava       JSON or JSONL and a folder of images      webdataset  tar files
@@ -102,7 +102,8 @@ class Records:
     part, at = self._parts.locate(index)
     with located(self._files[part], at):
       record = decode_record(self._data[index])
-      fields.check(record, len(record.get("images", record.get("codes", ()))))
+      kinds = (record[key] for key in ("images", "codes", "vq") if key in record)
+      fields.check(record, len(next(kinds, ())))
       return record
 
 

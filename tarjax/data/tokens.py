@@ -2,8 +2,9 @@
 
 Qwen2.5's chat frame around every turn, images as `<I0>`..`<I{codes-1}>`. An image the user shows
 stands in the text as bare codes; an image the assistant draws is
-`<im_start><S{s-1}><I..>..<im_end>`. Mind the namespaces: `<|im_start|>` opens a turn
-(`Vocab.turn_start`), `<im_start>` opens an image (`Vocab.im_start`).
+`<im_start><S{s-1}><I..>..<im_end>`. Other representations than TA-Tok's have no `<S>`, and an image
+that is shown to Janus stands as so many `<|image_pad|>` (`data.layouts`). Mind the namespaces:
+`<|im_start|>` opens a turn (`Vocab.turn_start`), `<im_start>` opens an image (`Vocab.im_start`).
 """
 
 import functools
@@ -14,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
+
+from tarjax.data.layouts import SCALED, Layout, Picture
 
 IGNORE = -100
 SYSTEM = "You are a helpful assistant."
@@ -49,6 +52,7 @@ class Vocab(NamedTuple):
   size: int
   system: tuple[int, ...]  # the whole system turn
   assistant: tuple[int, ...]  # "assistant\n"
+  place: int = -1  # <|image_pad|>, which stands in the places of an embedded image
 
   @property
   def stops(self) -> tuple[int, int]:
@@ -108,6 +112,7 @@ def make_vocab(tok: Tokenizer) -> Vocab:
     size=size,
     system=(start, *_encode(tok, f"system\n{SYSTEM}"), end, *newline),
     assistant=tuple(_encode(tok, "assistant\n")),
+    place=-1 if (place := tok.token_to_id("<|image_pad|>")) is None else place,
   )
 
 
@@ -138,13 +143,24 @@ def read_turns(conversations: Sequence[dict], images: int) -> list[tuple[str, st
   return turns
 
 
+def shown_images(record: dict, images: int) -> list[int]:
+  """Which of a record's images its user shows."""
+  turns = read_turns(record["conversations"], images)
+  roles = [role for role, text in turns for _ in range(text.count(PLACEHOLDER))]
+  return [i for i, role in enumerate(roles) if role != "assistant"]
+
+
 def image_ids(vocab: Vocab, codes) -> list[int]:
-  """Codes int[n] -> token ids.
+  """Codes int[n], or a number of embedded places -> token ids.
 
   Raises:
     ValueError: no image tokens in the vocabulary, codes that are not a row of integers, or a
       code out of range.
   """
+  if isinstance(codes, int):
+    if vocab.place < 0:
+      raise ValueError("the tokenizer has no <|image_pad|>, so it cannot hold an embedded image")
+    return [vocab.place] * codes
   codes = np.asarray(codes)
   if not vocab.codes:
     raise ValueError("the tokenizer has no image tokens, so it cannot hold an image")
@@ -163,15 +179,17 @@ def chat_tokens(
   record: dict,
   scales: int | Sequence[int] = 1,
   label_style: str = "reference",
+  layout: Layout = SCALED,
 ) -> tuple[np.ndarray, np.ndarray]:
   """One record -> (tokens int32[l], labels int32[l]); labels[i] is for token i, -100 is ignored.
 
-  A conversation takes its images from record["codes"] (one dict from scale to uint16[n] each),
-  in the order of the `<image>` placeholders; `scales` is one scale, or one per image. A first
-  turn that is not the user's is dropped. Label styles: "reference" labels whole assistant turns
-  with their frame, and every newline, <|im_start|> and <|im_end|> of the other turns, as the
-  public trainer does; "clean" labels only what the assistant says, and its <|im_end|>. A record
-  with the key "text" is a plain document: all of it, and <|endoftext|>, is labelled.
+  A conversation takes its images from record["codes"] (one dict from scale to uint16[n] each), or
+  as another layout says, in the order of the `<image>` placeholders; `scales` is one scale, or one
+  per image. A first turn that is not the user's is dropped. Label styles: "reference" labels whole
+  assistant turns with their frame, and every newline, <|im_start|> and <|im_end|> of the other
+  turns, as the public trainer does; "clean" labels only what the assistant says, and its
+  <|im_end|>. A record with the key "text" is a plain document: all of it, and <|endoftext|>, is
+  labelled.
 
   Raises:
     ValueError: an unknown role or label style, a scale without codes, a number of placeholders
@@ -184,10 +202,7 @@ def chat_tokens(
     tokens = np.array([*ids, vocab.pad], np.int32)
     return tokens, tokens.copy()
   try:
-    codes = record.get("codes", ())
-    each = [scales] * len(codes) if isinstance(scales, int) else list(scales)
-    images = [_at_scale(c, s) for c, s in zip(codes, each, strict=True)]
-    pieces = _pieces(tok, vocab, record["conversations"], images, each)
+    pieces = _pieces(tok, vocab, record["conversations"], layout.pictures(record, scales))
   except (ValueError, KeyError) as e:
     raise ValueError(f"record {record.get('id', '?')}: {e}") from e
   tokens = np.array(list(itertools.chain.from_iterable(ids for ids, _ in pieces)), np.int32)
@@ -212,7 +227,7 @@ def chat_prompt(
   """Prompt for the next answer: int32[l], up to and including "<|im_start|>assistant\\n".
 
   Args:
-    codes: one int[n] per `<image>` placeholder.
+    codes: one int[n] per `<image>` placeholder, or the number of an embedded image's places.
     draw: add <im_start>, and <S{scale-1}> too when `scale` is given: the answer is an image.
     scales: scale of each image that the assistant drew in earlier turns.
 
@@ -220,7 +235,8 @@ def chat_prompt(
     ValueError: as `chat_tokens`, a scale that is not 1, 2 or 3, or no conversation.
   """
   each = [scales] * len(codes) if isinstance(scales, int) else list(scales)
-  pieces = _pieces(tok, vocab, conversations, codes, each)
+  images = [Picture(c, c, s) for c, s in zip(codes, each, strict=True)]
+  pieces = _pieces(tok, vocab, conversations, images)
   ids = list(itertools.chain.from_iterable(piece for piece, _ in pieces))
   ids += [vocab.turn_start, *vocab.assistant]
   if draw:
@@ -245,10 +261,11 @@ def i2t_prompt(tok: Tokenizer, vocab: Vocab, question: str, *codes) -> np.ndarra
 
 
 def is_image(vocab: Vocab, tokens: np.ndarray) -> np.ndarray:
-  """int32[l] -> bool[l]: image codes, scale tokens and image tags."""
+  """int32[l] -> bool[l]: image codes, scale tokens and image tags, and embedded places."""
   if not vocab.codes:
     return np.zeros(tokens.shape, bool)
-  return (tokens >= vocab.im_start) & (tokens < vocab.image0 + vocab.codes)
+  words = (tokens >= vocab.im_start) & (tokens < vocab.image0 + vocab.codes)
+  return words | (tokens == vocab.place)
 
 
 def _known(tok: Tokenizer, token: str) -> int:
@@ -264,21 +281,15 @@ def _encode(tok: Tokenizer, text: str) -> tuple[int, ...]:
   return tuple(tok.encode(text, add_special_tokens=False).ids)
 
 
-def _at_scale(codes: dict, scale: int):
-  if scale not in codes:
-    raise ValueError(f"an image has codes at scales {sorted(codes)}, not at {scale}")
-  return codes[scale]
-
-
 def _scale_id(vocab: Vocab, scale: int) -> int:
   if scale not in SCALES:
     raise ValueError(f"scale must be 1, 2 or 3, not {scale}")
   return vocab.scale0 + scale - 1
 
 
-def _pieces(tok, vocab: Vocab, conversations, images, scales) -> list[tuple[Sequence[int], int]]:
+def _pieces(tok, vocab: Vocab, conversations, images) -> list[tuple[Sequence[int], int]]:
   """System turn and all turns as (ids, kind) pieces."""
-  queue = iter(zip(images, scales, strict=True))
+  queue = iter(images)
   pieces: list[tuple[Sequence[int], int]] = [(vocab.system, IGNORED)]
   for role, text in read_turns(conversations, len(images)):
     pieces += _turn(tok, vocab, role, text, queue)
@@ -294,11 +305,22 @@ def _turn(tok, vocab: Vocab, role: str, text: str, queue) -> list[tuple[Sequence
   cut = len(vocab.assistant) if answer else 0
   pieces = [((vocab.turn_start,), frame), (ids[:cut], frame), (ids[cut:], content)]
   for tail in rest:
-    codes, scale = next(queue)
-    image = image_ids(vocab, codes)
-    if answer:
-      image = [vocab.im_start, _scale_id(vocab, scale), *image, vocab.im_end]
-    pieces.append((image, content))
+    pieces.append((_image(vocab, next(queue), answer), content))
     if tail:
       pieces.append((_encode(tok, tail), content))
   return [*pieces, ((vocab.turn_end,), content), ((vocab.newline,), frame)]
+
+
+def _image(vocab: Vocab, image: Picture, drawn: bool) -> list[int]:
+  """An image that is drawn, with its tags, or shown."""
+  codes = image.drawn if drawn else image.shown
+  if codes is None:
+    raise ValueError(
+      f"an image is {'drawn' if drawn else 'shown'}, but the record has no "
+      f"{'codes' if drawn else 'pixels'} of it"
+    )
+  ids = image_ids(vocab, codes)
+  if not drawn:
+    return ids
+  scale = [] if image.scale is None else [_scale_id(vocab, image.scale)]
+  return [vocab.im_start, *scale, *ids, vocab.im_end]

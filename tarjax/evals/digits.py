@@ -70,7 +70,8 @@ class Evaluator:
     scorer: an `evals.digits_scorer.Scorer`; `read(image) -> list of Found`.
     count: prompts, and as many questions.
     seed: of prompts, questions and sampling; training never draws from these streams.
-    scale: pool scale of the visual words that pictures are drawn through.
+    scale: pool scale of the visual words that pictures are drawn through; None where words have
+      none and TA-Tok is not measured.
     temperature: of the visual words; None is the pipeline's own.
     draw: what draws in the place of `pipe.generate`, with its arguments.
     parts: of `PARTS`; bounds are ceiling and chance.
@@ -82,7 +83,7 @@ class Evaluator:
     *,
     count: int = 600,
     seed: int = 12345,
-    scale: int = 2,
+    scale: int | None = 2,
     temperature: float | None = None,
     draw: Callable[..., Sequence] | None = None,
     parts: Sequence[str] = PARTS,
@@ -177,6 +178,8 @@ class Evaluator:
 
   def _ta_tok(self, pipe) -> Iterator[tuple[str, float]]:
     """Codes in use on held-out pictures, and how close the features come back."""
+    if self.scale is None:
+      return
     count = self.count if self.count < 300 else 384  # 384 x (144 + 36 + 16) codes > ASSIGNMENTS
     images = np.stack([render(self._scene("ta_tok", i)) for i in range(count)])
     codes, cosines = [], []
@@ -198,7 +201,7 @@ class Evaluator:
     scenes = [self._scene("reconstruction", i) for i in range(count)]
     originals = np.stack([render(s) for s in scenes])
     versions = {"vqvae": np.asarray(pipe.reconstruct_vqvae(originals))}
-    for scale in SCALES:
+    for scale in SCALES if self.scale else ():
       versions[f"scale{scale}"] = np.asarray(pipe.reconstruct(originals, scale))
     if pipe.dif:
       versions["dc_ae"] = np.asarray(pipe.reconstruct_dc_ae(originals))

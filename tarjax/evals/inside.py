@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from tarjax import optim
+from tarjax.bundle import PARTS, pool_scale
 from tarjax.config import UserError, told
 from tarjax.evals.benchmarks import BENCHMARKS
 
@@ -60,7 +61,7 @@ class Evaluators:
     if evals and not config.eval_every:
       raise UserError("config.evals is never run: set config.eval_every to a number of steps")
     for name, given in evals.items():
-      needed = NEEDED.get(config.task, {})
+      needed = needed_of(config)
       if name not in needed:
         there = f"those of {config.task} are {', '.join(needed) or 'none'}"
         raise UserError(f"config.evals has no evaluator {name!r}: {there}")
@@ -99,7 +100,7 @@ class Evaluators:
   def run(self, state, frozen) -> Iterator[tuple[str, float]]:
     params, step = optim.averaged(state.opt, state.params), int(state.step)
     for pipe in self.pipes.values():
-      own = frozen if self.config.task == "ta_tok" else None
+      own = frozen if self.config.task in ("ta_tok", "mllm") else None
       pipe.settle({self.config.task: params}, own)
       for other, run in self.runs:
         if other is pipe:
@@ -108,10 +109,20 @@ class Evaluators:
       pipe.release()
 
 
+def needed_of(config) -> dict[str, tuple[str, ...]]:
+  """{evaluator: components out of a bundle} of the config's task."""
+  needed, name = NEEDED.get(config.task, {}), config.get("representation", "ta_tok")
+  if config.task != "mllm" or name == "ta_tok":
+    return needed
+  return dict.fromkeys(needed, ("tokenizer", *PARTS[name]))
+
+
 def digits(config, batch: int, parts=("t2i", "i2t"), **given) -> Run:
   from tarjax.evals import digits
   from tarjax.evals.digits_scorer import Scorer
 
+  if config.get("representation", "ta_tok") != "ta_tok":
+    given.setdefault("scale", None)
   evaluator = digits.Evaluator(None, parts=parts, **given)
 
   def run(pipe, step):
@@ -122,7 +133,7 @@ def digits(config, batch: int, parts=("t2i", "i2t"), **given) -> Run:
   return run
 
 
-def asking(name: str, config, batch: int, data: str, limit: int = 0, scale: int = 1) -> Run:
+def asking(name: str, config, batch: int, data: str, limit: int = 0, scale=None) -> Run:
   from tarjax.data.sources import resolve
   from tarjax.evals import asking
   from tarjax.evals.tables import Table
@@ -131,12 +142,13 @@ def asking(name: str, config, batch: int, data: str, limit: int = 0, scale: int 
   evaluator = asking.Evaluator(table, batch=batch)
 
   def run(pipe, step):
-    yield from evaluator.run(functools.partial(pipe.describe, scale=scale, temperature=0.0))
+    how: Any = {"scale": pool_scale(pipe.bundle, scale, 1), "temperature": 0.0}
+    yield from evaluator.run(functools.partial(pipe.describe, **how))
 
   return run
 
 
-def drawing(name: str, config, batch: int, data: str, limit: int = 0, scale: int = 1) -> Run:
+def drawing(name: str, config, batch: int, data: str, limit: int = 0, scale=None) -> Run:
   from tarjax import self_reflect
   from tarjax.data.sources import resolve
   from tarjax.evals import asking, drawing
@@ -149,12 +161,15 @@ def drawing(name: str, config, batch: int, data: str, limit: int = 0, scale: int
   def run(pipe, step):
     folder, sure = home / f"{step:07d}.{name}", []
     jobs = list_jobs(folder)[: limit or None]
+    how: Any = {"scale": pool_scale(pipe.bundle, scale, 1)}
+    by_ids = pipe.representation.understanding == "ids"
     for start in range(0, len(jobs), size):
       part = jobs[start : start + size]
       numbered = [(job.prompt, k) for job in part for k in range(drawing.EACH)]
       asked, seeds = [prompt for prompt, _ in numbered], [asking.seed_of(*n) for n in numbered]
-      drawn = pipe.generate(asked, seeds=seeds, scale=scale)
-      sure += list(self_reflect.judge(pipe, [d.codes for d in drawn], asked, scale=scale))
+      drawn = pipe.generate(asked, seeds=seeds, **how)
+      shown = [d.codes if by_ids else d.image for d in drawn]
+      sure += list(self_reflect.judge(pipe, shown, asked, **how))
       if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         for i, job in enumerate(part):

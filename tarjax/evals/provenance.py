@@ -18,7 +18,10 @@ def of_model(pipe) -> dict[str, Any]:
   taken = pipe.bundle["preprocessing"] | {"filter": "bicubic, antialiased"}
   if pipe.ta_tok:
     taken["encoder"] = pipe.ta_tok.cfg.encoder.image
-  return {"checkpoint": weights, "preprocessing": taken}
+  found: dict[str, Any] = {"checkpoint": weights, "preprocessing": taken}
+  if name := pipe.bundle.get("representation"):
+    found["representation"] = name
+  return found
 
 
 def of_code() -> dict[str, Any]:

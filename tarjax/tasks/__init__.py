@@ -55,7 +55,8 @@ class Task(Protocol):
 # Top-level config keys that one task reads, beyond those that every run has.
 TASK_KEYS: dict[str, frozenset[str]] = {
   "siglip2": frozenset({"dense", "naming"}),
-  "mllm": frozenset({"words", "widen", "ta_tok", "ta_tok_from", "loss_chunk", "pre_align"}),
+  "mllm": frozenset({"words", "widen", "ta_tok", "ta_tok_from", "loss_chunk", "pre_align"})
+  | {"representation", "siglip2", "vqvae_from"},
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
   "vqvae": frozenset({"mix", "lpips", "gan"}),
   "hybrid": frozenset({"weights", "lpips", "gan"}),

@@ -1,7 +1,7 @@
 """The language model: text only, Tar pretraining on visual and text tokens, SFT (paper Sec. 3.3).
 
 Next-token cross-entropy over packed rows: the sum of token losses over the number of labelled
-tokens of the global batch.
+tokens of the global batch. What a picture is to it, `tarjax.representations` says.
 """
 
 from typing import Any
@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarjax import losses
+from tarjax.config import UserError
 from tarjax.models import tar
 from tarjax.models.qwen2 import Qwen2, Qwen2Config, head_table
 from tarjax.models.ta_tok import TaTok, TaTokConfig
+from tarjax.representations import make_representation
 from tarjax.tasks.ta_tok import merge
 
 
 class Task:
-  """Batches are `packed`: tokens, labels, segments, positions int32[b l].
+  """Batches are `packed`: tokens, labels, segments, positions int32[b l], and what is embedded.
 
   `config.words` counts the rows in use: text_rows (length of the text tokenizer) and codes (visual
   words, 0 for a text model). `config.widen` starts this run from a text model: llm and ta_tok
@@ -26,6 +28,10 @@ class Task:
   text's; `config.ta_tok` is then the tokenizer's network. Without it, a run starts from config.init
   or from scratch, and `config.ta_tok_from` may name the run whose words the data must be. With
   `config.pre_align` only the rows of what is not text are trained (the pre-alignment of Table 3).
+
+  `config.representation` is "ta_tok" unless it says otherwise. "vqvae" and "janus" have
+  words.tokens codes in a picture, `vqvae_from` in the place of `ta_tok_from`, and rows that start
+  by embed_init "random" or "mean"; "janus" has in `config.siglip2` the network that reads.
   """
 
   def __init__(self, config):
@@ -37,14 +43,17 @@ class Task:
     self.used = words.text_rows + (tar.MARKS + words.codes if words.codes else 0)
     if self.used > self.net.vocab:
       raise ValueError(f"model.vocab={self.net.vocab} rows do not hold {self.used} words")
+    ta_tok = {"ta_tok": TaTok(TaTokConfig(**config.ta_tok))} if "ta_tok" in config else {}
+    self.representation = make_representation(config, ta_tok)
     if config.get("pre_align", False) and config.optim.weight_decay:
       raise ValueError("config.pre_align trains new rows only: set config.optim.weight_decay to 0")
 
   def init(self, rng):
-    return self.model.init(rng, jnp.zeros((1, 8), jnp.int32))["params"]
+    params = self.model.init(rng, jnp.zeros((1, 8), jnp.int32))["params"]
+    return params | self.representation.init(rng)
 
   def init_frozen(self, rng):
-    return {}
+    return self.representation.init_frozen(rng)
 
   def start(self, params, frozen, load, workdir, batch):
     """Fills the tables of a text model up with visual words (paper Eq. 2: {E, C} = {E, E W})."""
@@ -53,11 +62,8 @@ class Task:
       return params, frozen
     codebook = None
     if widen.embed_init == "codebook":
-      net: Any = TaTok(TaTokConfig(**self.config.ta_tok))
-      whole = merge(load(widen.ta_tok), load(widen.ta_tok, frozen=True))
-      whole = {"quantizer": jax.tree.map(np.asarray, whole["quantizer"])}
-      codebook = np.asarray(net.apply({"params": whole}, method="codebook")) / widen.scale
-    params = tar.widen(
+      codebook = np.asarray(self._codebook(load, widen.ta_tok)) / widen.scale
+    wide = tar.widen(
       load(widen.llm),
       widen.embed_init,
       text_rows=words.text_rows,
@@ -70,7 +76,16 @@ class Task:
       f"widened: {words.text_rows} text rows from {widen.llm}, {tar.MARKS} marks from their mean, "
       f"{words.codes} visual words by embed_init={widen.embed_init}"
     )
-    return params, frozen
+    return params | wide, frozen
+
+  def _codebook(self, load, spec):
+    """What the representation's words may start from, of the tokenizer that `spec` names."""
+    if not self.representation.scales:
+      name = self.representation.layout.name
+      raise UserError(f"{name} has no rows for config.widen.embed_init='codebook': choose random")
+    whole = merge(load(spec), load(spec, frozen=True))
+    whole = {"quantizer": jax.tree.map(np.asarray, whole["quantizer"])}
+    return self.representation.embed_init({"ta_tok": whole})
 
   def static(self, step):
     return {}
@@ -79,8 +94,9 @@ class Task:
     """Cross-entropy over labelled tokens; text and visual words are also logged apart."""
     if self.config.get("pre_align", False):
       params = self._only_new(params)
+    inputs = self.representation.inputs(self.model, {"mllm": params} | frozen, batch)
     packed = {name: batch[name] for name in ("positions", "segments")}
-    hidden, _ = self.model.apply({"params": params}, batch["tokens"], **packed)
+    hidden, _ = self.model.apply({"params": params}, **inputs, **packed)
     # aligned with what comes next; after the last position, nothing does
     labels = jnp.pad(batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=losses.IGNORED)
     image = labels >= self.first_image

@@ -15,7 +15,7 @@ from tarjax import config as configs
 from tarjax.tasks import make_task
 
 PAGES = ("codebooks", "detokenizers", "embedding_init", "joint", "scales", "self_reflect", "tasks")
-PAGES += ("imagenet",)
+PAGES += ("imagenet", "representations")
 
 
 def table_of(page: str, mini: bool):

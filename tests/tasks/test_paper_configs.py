@@ -38,12 +38,16 @@ SIZES = {  # what is trained, and what is frozen beside it
   "dif_dtok:512": (151_422_336, None),
   "mllm:1p5b_pretrain": (1_543_714_304 + 65_664 * 1536, 0),
   "mllm:7b_sft": (7_615_616_512 + 2 * 65_536 * 3584, 0),
+  "mllm:1p5b_pretrain_vqvae": (1_543_714_304 + 16_512 * 1536, 0),
+  "mllm:1p5b_pretrain_janus": (1_543_714_304 + 16_512 * 1536 + 2690 * 1536, 397_745_440),
   "vqvae:mse": (71_883_403, 0),
   "vqvae:full": (71_883_403 + 2_765_633, 14_714_688 + 1472),  # PatchGAN; LPIPS on VGG16
   "llamagen:xl": (774_699_520, 0),
   "llamagen:xxl": (1_410_972_672, 0),
 }
 # fmt: on
+OTHERS = ("ar_dtok:256_s", "ar_dtok:1024_xxxl", "vqvae:full", "llamagen:xl")
+OTHERS += ("mllm:1p5b_pretrain_vqvae", "mllm:7b_sft_janus", "hybrid:full", "hybrid:lite")
 CHIPS = {
   "ar_dtok:512": 32,
   "ar_dtok:1024": 16,
@@ -89,18 +93,7 @@ def count(tree):
   return sum(x.size for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    *TABLE,
-    "ar_dtok:256_s",
-    "ar_dtok:1024_xxxl",
-    "vqvae:full",
-    "llamagen:xl",
-    "hybrid:full",
-    "hybrid:lite",
-  ],
-)
+@pytest.mark.parametrize("name", [*TABLE, *OTHERS])
 def test_shards_are_aligned(name, tmp_path):
   """On the mesh of the config, every axis that is cut is cut into whole sublanes."""
   config = parse(name, tmp_path)

@@ -50,6 +50,7 @@ def make_world(home: Path) -> Path:
   for name in ("laion_raw", "laion_aesthetic", "imagenet"):
     write_tar(home / "data" / name, rng)
   made = {"tokenizers": {"ta_tok": stamps.tree_hash(stamps.load_ta_tok(str(home / "ta_tok")))}}
+  coder = {"tokenizers": {"vqvae": stamps.tree_hash(checkpoint.load(str(home / "vqvae")))}}
   for resolution, length in (("256", 4), ("512", 16), ("1024", 64)):
     records = [picture(i, rng, vq=[rng.integers(0, 64, length)]) for i in range(16)]
     sources.write_records(home / f"encoded_{resolution}" / "data", records, meta=made)
@@ -64,6 +65,8 @@ def make_world(home: Path) -> Path:
         dict(picture(i, rng, count), task=task, conversations=talk(turns)) for i in range(16)
       ]
       sources.write_records(home / f"{own}{task}" / "data", records, meta=made)
+      records = [coded(i, rng, turns) for i in range(16)]
+      sources.write_records(home / f"codes_{own}{task}" / "data", records, meta=coder)
     rows = [
       {"conversations": talk([("human", f"{i}?"), ("gpt", "yes " * i)])} for i in range(1, 17)
     ]
@@ -76,7 +79,8 @@ def write_networks(home: Path) -> None:
   """The runs that the stages start from."""
   texts = text_documents(count=3000)[::4]
   text = tokenizer.build_tokenizer(home / "tokenizer", base.TINY_WORDS - 22, texts)
-  tokenizer.add_image_tokens(text, home / "start_tiny" / "tokenizer", CODES)
+  for start in ("start_tiny", "start_tiny_codes"):
+    tokenizer.add_image_tokens(text, home / start / "tokenizer", CODES)
   tower = VisionTower(VisionConfig(**base.TINY_SIGLIP2))
   side = base.TINY_SIGLIP2["image"]
   vision = jax.jit(tower.init)(jax.random.key(1), np.zeros((1, side, side, 3), np.float32))
@@ -89,6 +93,8 @@ def write_networks(home: Path) -> None:
     ("ar_dtok:512_tiny", "ar_dtok_512_tiny"),
     ("mllm:tiny_pretrain", "start_tiny"),
     ("mllm:tiny_pretrain", "mllm_tiny_pretrain"),
+    ("mllm:tiny_pretrain_vqvae", "start_tiny_codes"),
+    ("vqvae:tiny", "vqvae"),
   ):
     task = tasks.make_task(parse(name, home))
     write_run(
@@ -112,6 +118,16 @@ def picture(number: int, rng, images: int = 1, **more) -> dict:
   """A record of so many tokenised pictures."""
   codes = [{s: rng.integers(0, CODES, n) for s, n in WORDS.items()} for _ in range(images)]
   return {"id": str(number), "source": "tiny", "codes": codes, **more}
+
+
+def coded(number: int, rng, turns) -> dict:
+  """A record with the VQVAE's codes of its pictures, and their pixels if the user shows some."""
+  record: dict = {"id": str(number), "source": "tiny", "conversations": talk(turns)}
+  count, side = sum(text.count("<image>") for _, text in turns), base.TINY_SIGLIP2["image"]
+  record["vq"] = [rng.integers(0, CODES, 16) for _ in range(count)]
+  if "<image>" in turns[0][1]:
+    record["images"] = [rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
+  return record
 
 
 def talk(turns) -> list[dict]:

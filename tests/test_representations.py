@@ -1,0 +1,349 @@
+"""Pictures as VQVAE words and as Janus's embeddings: rows, losses, a reference in PyTorch, refusals."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from ml_collections import ConfigDict
+
+from tarjax.convert.qwen2 import from_torch
+from tarjax.convert.siglip2 import import_siglip2
+from tarjax.data import layouts, pipeline, sources, tokenizer, tokens
+from tarjax.data.packing import fill_row
+from tarjax.models.janus import insert
+from tarjax.representations import make_representation
+from tarjax.tasks import make_task
+from tests import golden
+from tests.golden import random_params
+
+DOCUMENTS = ["You are a helpful assistant. system user a red three left of a blue seven"] * 3
+TEXT, CODES = 312, 16  # 290 byte-level BPE entries and the 22 added tokens
+SIGLIP2 = dict(width=16, depth=3, heads=2, mlp=24, image=12, patch=4)  # 9 places
+MODEL = dict(vocab=336, width=24, depth=2, heads=4, kv_heads=2, head_dim=8, mlp=32)
+WORDS = dict(text_rows=TEXT, codes=CODES, tokens=4)
+START, END = "<|im_start|>", "<|im_end|>"
+SYSTEM = f"{START}system\nYou are a helpful assistant.{END}\n"
+
+
+def config_of(name, **more):
+  made = dict(task="mllm", representation=name, model=MODEL, words=WORDS, loss_chunk=16, seed=3)
+  made |= {"siglip2": SIGLIP2} if name == "janus" else {}
+  return ConfigDict(made | more)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  """Tokenizers, and records with codes, with pixels and with both."""
+  home = tmp_path_factory.mktemp("home")
+  tokenizer.build_tokenizer(home / "text", 290, DOCUMENTS)
+  tokenizer.add_image_tokens(home / "text", home / "tokenizer", CODES)
+  tokenizer.add_image_tokens(home / "text", home / "other", 2 * CODES)
+  for name, make in (("drawn", drawn), ("shown", shown), ("both", both), ("said", said)):
+    sources.write_records(home / name, [make(i) for i in range(40)], meta={})
+  return home
+
+
+def talk(i, *turns, **more):
+  spoken = [{"from": "human" if k % 2 == 0 else "gpt", "value": t} for k, t in enumerate(turns)]
+  return {"id": f"x/{i}", "source": "x", "conversations": spoken, **more}
+
+
+def codes(i):
+  return (np.arange(4, dtype=np.uint16) * 3 + i) % CODES
+
+
+def colour(i):
+  return np.full((6, 8, 3), i % 251, np.uint8)
+
+
+def drawn(i):
+  return talk(i, f"a red three {i}", "<image>", vq=[codes(i)])
+
+
+def shown(i):
+  return talk(i, "<image> and <image>\nred?", "a red", images=[colour(i), colour(i + 100)])
+
+
+def both(i):
+  pictures = [colour(i), colour(i + 100)]
+  return talk(i, "blue <image>", "<image>", images=pictures, vq=[codes(i), codes(i + 1)])
+
+
+def said(i):
+  return talk(i, f"seven {i}", "three " * (i % 5 + 1))
+
+
+def vocab_of(home):
+  tok = tokens.load_tokenizer(home / "tokenizer")
+  return tok, tokens.make_vocab(tok)
+
+
+def words(i):
+  return "".join(f"<I{c}>" for c in codes(i))
+
+
+# fmt: off
+LAID_OUT = [
+  ("vqvae", drawn(5), "a red three 5", f"<im_start>{words(5)}<im_end>"),
+  ("vqvae", both(5),  f"blue {words(5)}", f"<im_start>{words(6)}<im_end>"),
+  ("janus", drawn(5), "a red three 5", f"<im_start>{words(5)}<im_end>"),
+  ("janus", both(5),  f"blue {'<|image_pad|>' * 9}", f"<im_start>{words(6)}<im_end>"),
+  ("janus", shown(5), f"{'<|image_pad|>' * 9} and {'<|image_pad|>' * 9}\nred?", "a red"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("name, record, user, answer", LAID_OUT)
+def test_layouts(home, name, record, user, answer):
+  tok, vocab = vocab_of(home)
+  layout = layouts.layout_of(config_of(name))
+  ids, labels = tokens.chat_tokens(tok, vocab, record, 2, "clean", layout)
+  text = f"{SYSTEM}{START}user\n{user}{END}\n{START}assistant\n{answer}{END}\n"
+  assert tok.decode(ids.tolist(), skip_special_tokens=False) == text
+  kept = labels[labels >= 0]
+  assert tok.decode(kept.tolist(), skip_special_tokens=False) == answer + END
+  reference = tokens.chat_tokens(tok, vocab, record, 2, "reference", layout)[1]
+  assert not (reference == vocab.place).any()  # what is shown is never a label
+
+
+def test_a_place_cannot_be_spelt(home):
+  tok, vocab = vocab_of(home)
+  ids, _ = tokens.chat_tokens(tok, vocab, talk(0, "a <|image_pad|>", "b"))
+  assert not (ids == vocab.place).any() and not tokens.is_image(vocab, ids).any()
+
+
+def batches(home, name, paths, **data):
+  spec = [{"name": "records", "path": f"../{path}"} for path in paths]
+  made = {"sources": spec, "format": "packed", "tokenizer": "../tokenizer", "length": 128}
+  made |= {"window": 32, "label_style": "clean", "threads": 0} | data
+  config = config_of(name, batch=4, workdir=str(home / "run"), data=made)
+  return pipeline.make_batches(config)
+
+
+def test_batches_carry_the_pictures_in_their_places(home):
+  """Every segment has the pictures of its own record, in order, and nothing else does."""
+  _, vocab = vocab_of(home)
+  seen = 0
+  for batch in itertools.islice(batches(home, "janus", ("shown", "both", "drawn", "said")), 8):
+    assert batch["pictures"].shape == (4, 128 // 9, 12, 12, 3)
+    assert batch["pictures"].dtype == np.uint8 and batch["places"].dtype == np.int32
+    for row in range(4):
+      places, marks = batch["places"][row], batch["tokens"][row] == vocab.place
+      count = int(marks.sum()) // 9
+      np.testing.assert_array_equal(places[marks], np.arange(9 * count) + 1)
+      assert (places[~marks] == 0).all() and (batch["labels"][row][marks] == -100).all()
+      first = batch["pictures"][row, :, 0, 0, 0].tolist()
+      assert not any(first[count:])
+      for segment in range(1, batch["segments"][row].max() + 1):
+        here = marks & (batch["segments"][row] == segment)
+        own = [first[(k - 1) // 9] for k in places[here][::9]]
+        assert len(own) <= 2 and (len(own) < 2 or own[1] == own[0] + 100)
+        seen += len(own)
+  assert seen > 30
+  again = itertools.islice(batches(home, "janus", ("shown", "both", "drawn", "said")), 8)
+  for key, value in list(again)[-1].items():
+    np.testing.assert_array_equal(value, batch[key])
+
+
+def test_a_truncated_example_has_the_pictures_that_are_left(home):
+  pictures = [colour(1), colour(101)]
+  first = talk(0, "<image> a", "b", "a red three " * 20 + "<image>", "c", images=pictures)
+  sources.write_records(home / "long", [first], meta={})
+  batch = next(batches(home, "janus", ("long",), length=96))
+  assert batch["places"].max() == 9
+  assert batch["pictures"][0, :, 0, 0, 0].tolist() == [1] + [0] * 9
+
+
+def test_insert():
+  rng = np.random.default_rng(0)
+  embeds, vectors = rng.normal(size=(2, 6, 3)), rng.normal(size=(2, 4, 3))
+  places = np.array([[0, 1, 2, 0, 3, 4], [0, 0, 0, 0, 0, 0]])
+  want = embeds.copy()
+  for b, l in zip(*np.nonzero(places), strict=True):
+    want[b, l] = vectors[b, places[b, l] - 1]
+  np.testing.assert_allclose(insert(*map(jax.numpy.asarray, (embeds, places, vectors))), want)
+
+
+@pytest.fixture(scope="module")
+def janus():
+  """(task, params, frozen, jitted loss) with random values."""
+  task = make_task(config_of("janus"))
+  rng = np.random.default_rng(0)
+
+  def values(init):
+    shapes = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0)))
+    return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+
+  params, frozen = values(task.init), values(task.init_frozen)
+  assert set(frozen) == {"siglip2"} and params["projector"]["fc2"]["kernel"].shape == (24, 24)
+  return task, params, frozen, jax.jit(lambda p, row: task.loss(p, frozen, row, None, train=True))
+
+
+def example(rng, layout, length, pictures):
+  """Tokens, labels and the pictures that stand in the middle of an example."""
+  ids = rng.integers(0, TEXT - 30, length).astype(np.int32)
+  ids[5 : 5 + 9 * pictures] = 320
+  labels = np.where((rng.random(length) < 0.6) & (ids != 320), ids, -100).astype(np.int32)
+  return ids, labels, list(rng.integers(0, 256, (pictures, 12, 12, 3), np.uint8))
+
+
+def row_of(layout, examples):
+  row = fill_row([part[:2] for part in examples], 96, 0)
+  row |= layout.carried(row["tokens"], 320, [p for part in examples for p in part[2]])
+  return {k: v[None] for k, v in row.items()}
+
+
+def test_a_packed_row_with_pictures_is_the_sum_of_its_examples(janus):
+  task, params, _, loss = janus
+  layout, rng = task.representation.layout, np.random.default_rng(1)
+  parts = [example(rng, layout, n, k) for n, k in ((20, 1), (17, 0), (30, 2))]
+
+  def total(examples):
+    value, metrics = loss(params, row_of(layout, examples))
+    return float(value) * float(metrics["counts"]["loss"])
+
+  alone = [total([part]) for part in parts]
+  np.testing.assert_allclose(total(parts), sum(alone), rtol=1e-5)
+  np.testing.assert_allclose(total(parts[::-1]), sum(alone), rtol=1e-5)
+  # other pixels in one example change its own loss and nobody else's
+  other = [*parts[:2], (*parts[2][:2], [255 - p for p in parts[2][2]])]
+  changed = total(other)
+  assert abs(changed - sum(alone)) > 1e-3
+  np.testing.assert_allclose(changed - total(other[2:]), sum(alone[:2]), rtol=1e-4)
+
+
+def test_what_is_trained(janus):
+  """The projector and the language model get gradients; SigLIP2 is no parameter."""
+  task, params, frozen, _ = janus
+  row = row_of(task.representation.layout, [example(np.random.default_rng(2), None, 30, 1)])
+  grads = jax.jit(jax.grad(lambda p: task.loss(p, frozen, row, None, train=True)[0]))(params)
+  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["projector"]))
+  assert "siglip2" not in params and np.abs(grads["blocks"]["mlp"]["up"]["kernel"]).max() > 0
+
+
+def test_janus_reads_as_a_direct_computation_in_pytorch():
+  """transformers' SigLIP and Qwen2 with inputs_embeds, and an MLP of torch between them."""
+  torch.manual_seed(0)
+  sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+  sizes |= {"intermediate_size": 24, "image_size": 12, "patch_size": 4}
+  vision = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**sizes)).eval()
+  mlp = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.GELU(), torch.nn.Linear(24, 24))
+  net = {"vocab_size": 336, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+  net |= {"num_key_value_heads": 1, "intermediate_size": 32, "tie_word_embeddings": True}
+  llm = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**net, rope_theta=1e6)).eval()
+  for parameter in itertools.chain(*(m.parameters() for m in (vision, mlp, llm))):
+    parameter.data += 0.2 * torch.randn_like(parameter)
+  rng = np.random.default_rng(0)
+  ids = rng.integers(0, 300, (2, 40))
+  ids[0, 3:12] = ids[0, 14:23] = ids[1, 20:29] = 320
+  pixels = rng.integers(0, 256, (3, 12, 12, 3), np.uint8)
+
+  given = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+  with torch.no_grad():
+    read = mlp(vision(given, output_hidden_states=True).hidden_states[-2])
+    embeds = llm.get_input_embeddings()(torch.from_numpy(ids))
+    embeds[torch.from_numpy(ids == 320)] = read.reshape(-1, 24)
+    want = llm(inputs_embeds=embeds).logits.numpy()
+
+  model = MODEL | dict(heads=3, kv_heads=1)
+  representation = make_representation(config_of("janus", model=model), {})
+  task = make_task(config_of("janus", model=model))
+  tensors = {k: v.numpy() for k, v in vision.state_dict().items()}
+  tower = import_siglip2(vision.config.to_dict(), tensors)
+  tower = {k: tower[k] for k in ("patch", "position", "blocks")}
+  tower["blocks"] = jax.tree.map(lambda x: x[:2], tower["blocks"])
+  linear = lambda m: {"kernel": m.weight.detach().numpy().T, "bias": m.bias.detach().numpy()}  # noqa: E731
+  params = from_torch(task.net, {k: v.numpy() for k, v in llm.state_dict().items()})
+  params = dict(params, projector={"fc1": linear(mlp[0]), "fc2": linear(mlp[2])})
+  layout = representation.layout
+  rows = [
+    {"tokens": row.astype(np.int32)} | layout.carried(row, 320, list(pixels[part]))
+    for row, part in zip(ids, (slice(0, 2), slice(2, 3)), strict=True)
+  ]
+  batch = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
+
+  @jax.jit
+  def logits(params, batch):
+    inputs = representation.inputs(task.model, {"mllm": params, "siglip2": tower}, batch)
+    hidden, _ = task.model.apply({"params": params}, **inputs)
+    return task.model.apply({"params": params}, hidden, method="logits")
+
+  golden.close(logits(params, batch), want, 1e-4)
+
+
+def test_ids_of_the_vqvae_go_both_ways():
+  from tarjax.models.vqvae import VqVae, VqVaeConfig
+
+  vqvae = VqVae(VqVaeConfig(4, (1, 2), 1, 8, CODES, 4, groups=2))
+  words = make_representation(config_of("vqvae"), {"vqvae": vqvae})
+  assert (words.side, words.num_ids, words.scales, words.understanding) == (4, CODES, (), "ids")
+  assert words.tokens_per_image(None) == 4 and words.embed_init({}) is None
+  images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), np.uint8)
+  params = random_params(vqvae, np.zeros((1, 4, 4, 3), np.float32))
+  read = jax.jit(lambda p, x: vqvae.apply({"params": p}, x.astype(np.float32) / 127.5 - 1))
+  want, trees = read(params, images), {"vqvae": params}
+  ids = jax.jit(lambda t, x: words.encode(t, x, None))(trees, images)
+  np.testing.assert_array_equal(ids, want["indices"])
+  golden.close(words.decode(trees, ids, np.zeros(3, np.uint32)), want["rec"], 1e-5)
+  with pytest.raises(ValueError, match="no settings, so no temperature"):
+    words.decode(trees, ids, np.zeros(3, np.uint32), temperature=1.0)
+
+
+def without(record, *keys):
+  return {k: v for k, v in record.items() if k not in keys}
+
+
+# fmt: off
+WRONG = [
+  ("vqvae", shown(0), "its pictures have no 'vq', the codes of vqvae"),
+  ("vqvae", talk(0, "a", "<image>", codes=[{1: codes(0)}]), "have no 'vq'"),
+  ("vqvae", talk(0, "a", "<image>", vq=[codes(0)[:3]]), "3 codes of a picture, but config.words.tokens=4"),
+  ("vqvae", talk(0, "a", "<image>", vq=[codes(0) + 16]), "outside 0..15"),
+  ("janus", without(both(0), "vq"), "an image is drawn, but the record has no codes of it"),
+  ("janus", without(both(0), "images"), "an image is shown, but the record has no pixels of it"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("name, record, message", WRONG)
+def test_records_that_do_not_fit(home, name, record, message):
+  layout = layouts.layout_of(config_of(name))
+  with pytest.raises(ValueError, match=f"record x/0: .*{message}"):
+    tokens.chat_tokens(*vocab_of(home), record, layout=layout)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"representation": "pixels"}, "'pixels' is none of ta_tok, vqvae, janus"),
+    ({"words": {"text_rows": TEXT, "codes": CODES}}, "config.words.tokens is needed"),
+    ({"siglip2": None}, "config.siglip2 is needed"),
+    ({"words": WORDS | {"codes": 8}}, "has 16 visual words, config.words.codes is 8"),
+    ({"data.scales": {"1": 1.0}}, "pictures of janus have no scales"),
+    ({"data.length": 8}, "config.data.length=8 holds no picture, which takes 9"),
+    ({"data.tokenizer": "../other"}, "has 32 visual words"),
+  ],
+)
+def test_configs_that_do_not_fit(home, change, message):
+  data = {"sources": [{"name": "records", "path": "../both"}], "format": "packed", "length": 128}
+  data |= {"tokenizer": "../tokenizer", "window": 32}
+  config = config_of("janus", batch=4, workdir=str(home / "run"), data=data).to_dict()
+  for key, value in change.items():
+    inner = config["data"] if key.startswith("data.") else config
+    inner[key.removeprefix("data.")] = value
+  config = {k: v for k, v in config.items() if v is not None}
+  with pytest.raises(ValueError, match=message):
+    next(pipeline.make_batches(ConfigDict(config)))
+
+
+def test_the_codebook_starts_only_rows_of_ta_tok():
+  from tarjax.config import UserError
+
+  widen = dict(llm="../llm", ta_tok="../ta_tok", embed_init="codebook", scale=1.0)
+  task = make_task(config_of("vqvae", widen=widen))
+  with pytest.raises(UserError, match="vqvae has no rows for .*'codebook': choose random"):
+    task.start({}, {}, None, None, None)
