@@ -55,6 +55,25 @@ def sigmoid_loss(image_embeds: Array, text_embeds: Array, scale: Array, bias: Ar
   return -jax.nn.log_sigmoid(sign * (cosine * jnp.exp(scale) + bias)).sum(-1).mean()
 
 
+def contrastive_loss(image_embeds: Array, text_embeds: Array, scale: Array) -> Array:
+  """CLIP's InfoNCE: of all texts the right one, of all images the right one (arXiv 2103.00020).
+
+  All are those of the global batch, however it is split over devices.
+
+  Args:
+    image_embeds: float[b d], unit length.
+    text_embeds: float[b d], unit length; row i is the text of image i.
+    scale: float[], which multiplies the cosine.
+
+  Returns:
+    float32[], the mean over images and texts.
+  """
+  images, texts = image_embeds.astype(jnp.float32), text_embeds.astype(jnp.float32)
+  logits = scale * jnp.einsum("id,td->it", images, texts, precision=jax.lax.Precision.HIGHEST)
+  both = [jax.nn.logsumexp(logits, axis) - jnp.diagonal(logits) for axis in (0, 1)]
+  return jnp.stack(both).mean()
+
+
 def token_losses(logits: Array, labels: Array) -> Array:
   """Cross entropy per token: float[... v], int32[...] -> float32[...]; 0 for a negative label."""
   logits = logits.astype(jnp.float32)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tarjax.models import ar_dtok, qwen2
+from tarjax.models import ar_dtok, depth_head, qwen2
 from tarjax.sharding import batch_parts
 
 Array = jax.Array | np.ndarray
@@ -179,6 +179,44 @@ def _codes(module, params, cond, seeds, scale, interval, settings, return_logits
   if not return_logits:
     return tokens
   return tokens, jnp.concatenate([logits[None], jnp.asarray(more)]).swapaxes(0, 1)  # [b T v]
+
+
+def draw_subcodes(
+  module: depth_head.DepthHead,
+  params: Any,
+  hidden: Array,
+  seeds: Array,
+  position: Array | int,
+  *,
+  temperature: Any = 1.0,
+  top_k: Any = 0,
+  top_p: Any = 1.0,
+) -> tuple[Array, Array]:
+  """Draws the sub-codes of one place of every row; also inside a compiled loop over places.
+
+  Args:
+    module: a DepthHead.
+    params: its parameters.
+    hidden: float[b d], what the language model says.
+    seeds: uint32[b].
+    position: int32[], the place's number among the draws of these seeds.
+    temperature, top_k, top_p: as in `sample`.
+
+  Returns:
+    int32[b m], and the logits they were drawn from, before the filters, float32[b m e].
+  """
+
+  def step(carry, k):
+    last, cache = carry
+    logits, cache = module.apply({"params": params}, hidden, last, cache, k, method="step")
+    keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys(seeds, position), k)
+    code = sample(keys, logits, temperature, top_k, top_p)
+    return (code, cache), (code, logits)
+
+  b, c = len(hidden), module.config
+  start = (jnp.zeros(b, jnp.int32), depth_head.empty_cache(c, b))
+  _, (codes, logits) = jax.lax.scan(step, start, jnp.arange(c.codebooks))
+  return codes.T, logits.swapaxes(0, 1)  # [b m], [b m e]
 
 
 Allowed = tuple[int, int] | Array | Callable[[int], tuple[int, int]]

@@ -76,7 +76,7 @@ class Stage:
       case "pairs":
         pair = {"image": of(np.uint8, data.size, data.size, 3)}
         pair["text"] = of(np.int32, data.text_length)
-        named = task.naming.get("names")
+        named = getattr(task, "naming", {}).get("names")
         return pair | {"regions": of(np.int32, task.parts, len(named))} if named else pair
       case "images":
         return {"image": of(np.uint8, data.size, data.size, 3)}

@@ -59,6 +59,7 @@ TASK_KEYS: dict[str, frozenset[str]] = {
   | {"representation", "siglip2", "vqvae_from"},
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
   "vqvae": frozenset({"mix"}),
+  "hybrid": frozenset({"weights"}),
   "ar_dtok": frozenset({"ta_tok", "ta_tok_from", "scales", "abs_pe_resize"}),
   "llamagen": frozenset(),
   "dc_ae": frozenset({"unit", "latent_noise"}),
@@ -83,6 +84,8 @@ def make_task(config) -> Task:
       from tarjax.tasks.ta_tok import Task
     case "vqvae":
       from tarjax.tasks.vqvae import Task
+    case "hybrid":
+      from tarjax.tasks.hybrid import Task
     case "ar_dtok":
       from tarjax.tasks.ar_dtok import Task
     case "llamagen":
