@@ -45,7 +45,7 @@ SIZES = {  # what is trained, and what is frozen beside it
 }
 # fmt: on
 OTHERS = ("ar_dtok:256_s", "ar_dtok:1024_xxxl", "vqvae:full", "llamagen:xl")
-OTHERS += ("mllm:1p5b_pretrain_vqvae", "mllm:7b_sft_janus")
+OTHERS += ("mllm:1p5b_pretrain_vqvae", "mllm:7b_sft_janus", "mllm:7b_pretrain_hybrid")
 CHIPS = {
   "ar_dtok:512": 32,
   "ar_dtok:1024": 16,
