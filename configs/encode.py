@@ -25,6 +25,7 @@ def get_config(variant="folder:pictures"):
       vqvae_size=0,  # as the VQVAE was trained
       dc_ae="",  # for Dif-DTok
       dc_ae_size=0,
+      unitok="",  # for the Hybrid representation
       shown_size=0,
       seed=0,
       batch=64,

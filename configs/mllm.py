@@ -6,7 +6,7 @@
       --workdir=runs/tar/mllm_1p5b_pretrain
 
 Variants: {1p5b, 7b}_{pretrain, sft, sft_reflect}, and demo, the released demo run; each of them
-also as VARIANT_vqvae and VARIANT_janus, see below. Pretraining
+also as VARIANT_vqvae, VARIANT_janus and VARIANT_hybrid, see below. Pretraining
 starts from ../start_SIZE, a Qwen2.5 with rows for the visual words (at 7B, which is wider than the
 codebook, make it with --embed-init selected_rows), SFT from ../mllm_SIZE_pretrain. Pictures are
 read as the words of the frozen ../ta_tok, in ../SET/data with SET = i2t, t2i, i2i and ti2i
@@ -23,16 +23,20 @@ the baseline of Table 10, has none. A batch of 1,024 is 1,024 rows, each packed 
 up to 2,048 tokens, where the reference pads one sample to that: the steps of Table 8 see its 100M
 samples more than once.
 
-_vqvae and _janus are other representations of pictures (Sec. 4.3), with everything else the same:
-codes of ../vqvae at 384 px as words, which start at random, and Janus, which draws these and reads
-pixels with ../siglip2, frozen, through an MLP. They start from ../start_SIZE_codes, and their
-data are in ../codes_SET/data (../codes_sft_SET/data):
+_vqvae, _janus and _hybrid are other representations of pictures (Sec. 4.3), with everything else
+the same: codes of ../vqvae at 384 px as words, which start at random; Janus, which draws these and
+reads pixels with ../siglip2, frozen, through an MLP; the eight sub-codes of the UniTok ../hybrid at
+each of 256 places, which a depth transformer says. The first two start from ../start_SIZE_codes,
+and their data are in ../codes_SET/data (../codes_sft_SET/data):
 
   python -m tarjax.convert init-tar --llm runs/tar/qwen_1p5b --codes 16384 --multiple 512 \
       --to runs/tar/start_1p5b_codes
   python -m tarjax.encode --config=configs/encode.py:parquet:/data/recap \
       --workdir=runs/tar/codes_i2t --config.ta_tok= --config.vqvae_size=384 \
       --config.shown_size=384
+
+_hybrid starts from ../start_SIZE_places (--codes 1) and reads ../places_SET/data, which
+`--config.ta_tok= --config.vqvae= --config.unitok=../hybrid` encodes.
 
 Hardware: 64 TPU chips; for the memory of a chip and the hours:
 python -m tarjax.plan --config=configs/mllm.py:1p5b_pretrain --topology=v5p:4x4x4
@@ -59,9 +63,11 @@ STAGES["sft_reflect"] = STAGES["sft"]
 MIXTURE = {"i2t": 2.0, "t2i": 4 / 3, "i2i": 1 / 3, "ti2i": 1 / 3, "text": 1.0}
 DEMO_MIXTURE = {"i2t": 2.0, "t2i": 4.0, "text": 1.0}
 REFLECT = 340 / (665 + 558 + 118 + 340)  # of SFT's understanding (Table 7, thousands of samples)
-OTHERS = ("_vqvae", "_janus")  # representations
+OTHERS = ("_vqvae", "_janus", "_hybrid")  # representations
 PAPER_CODES = dict(codes=16_384, tokens=576)  # of the VQVAE, and how many a picture has
 TINY_CODES = dict(codes=64, tokens=16)
+UNITOK = dict(codes=32_768, codebooks=8, code_width=64)
+TINY_UNITOK = dict(codes=32, codebooks=4, code_width=8)
 # fmt: on
 
 
@@ -108,22 +114,31 @@ def get_config(variant="1p5b_pretrain"):
 
 def represent(config, name, size):
   """What another representation than TA-Tok changes in a config of this page."""
+  tiny, what = size == "tiny", "places" if name == "hybrid" else "codes"
   config.representation = name
-  config.words.update(PAPER_CODES if size != "tiny" else TINY_CODES)
-  if size != "tiny":
-    config.model.vocab = 168_448  # 151,665 + 5 + 16,384 rows in use, a multiple of 512
   del config.ta_tok_from, config.data.scales
-  config.vqvae_from = "../vqvae"
   start = config.init[""]
   pretrained = start.startswith("../mllm")
-  config.init = {"": f"{start}_{name}" if pretrained else f"{start}_codes"}
-  config.data.tokenizer = f"../start_{size}_codes/tokenizer"
+  config.init = {"": f"{start}_{name}" if pretrained else f"{start}_{what}"}
+  config.data.tokenizer = f"../start_{size}_{what}/tokenizer"
   for spec in config.data.sources:
     if spec["name"] == "records":
-      spec["path"] = spec["path"].replace("../", "../codes_")
+      spec["path"] = spec["path"].replace("../", f"../{what}_")
+  if name == "hybrid":
+    config.unitok_from = "../hybrid"
+    config.words.update(codes=1, tokens=16 if tiny else 256)
+    config.model.vocab = 640 if tiny else 152_064  # 151,665 + 5 + 1 rows in use
+    head = dict(depth=1, heads=2, **TINY_UNITOK)
+    config.depth_head = head if tiny else dict(depth=3, heads=config.model.heads, **UNITOK)
+    config.dont_load = [] if pretrained else ["depth_head"]
+    return
+  config.vqvae_from = "../vqvae"
+  config.words.update(TINY_CODES if tiny else PAPER_CODES)
+  if not tiny:
+    config.model.vocab = 168_448  # 151,665 + 5 + 16,384 rows in use, a multiple of 512
   if name == "janus":
-    net = base.SIGLIP2 if size != "tiny" else base.TINY_SIGLIP2
-    if size != "tiny":
+    net = base.TINY_SIGLIP2 if tiny else base.SIGLIP2
+    if not tiny:
       config.mesh.fsdp = 8  # 1,152 / 8 is a multiple of 16, and 1,152 / 16 is not
     config.siglip2 = dict(net)
     config.frozen = {"siglip2": "../siglip2:vision"}

@@ -27,6 +27,7 @@ from tarjax.models import tar
 from tarjax.models.ar_dtok import ArDtok, ArDtokConfig
 from tarjax.models.qwen2 import Qwen2, Qwen2Config
 from tarjax.models.ta_tok import TaTok, TaTokConfig
+from tarjax.models.unitok import UniTok, UniTokConfig
 from tarjax.models.vqvae import VqVae, VqVaeConfig
 from tarjax.representations import drawn_side
 from tarjax.tasks import ta_tok
@@ -36,6 +37,7 @@ PARTS = {  # what a representation needs beside the tokenizer and the MLLM
   "ta_tok": ("ta_tok", "ar_dtok", "vqvae"),
   "vqvae": ("vqvae",),
   "janus": ("vqvae",),
+  "hybrid": ("unitok",),
 }
 COMPONENTS = ("tokenizer", "mllm", *PARTS["ta_tok"])
 OPTIONAL = ("dif_dtok", "dc_ae")
@@ -44,6 +46,7 @@ NETWORKS: dict[str, Callable[[Any], Any]] = {  # config of a run -> module
   "ta_tok": lambda config: TaTok(TaTokConfig(**config.model)),
   "ar_dtok": lambda config: ArDtok(ArDtokConfig(**config.model)),
   "vqvae": lambda config: VqVae(VqVaeConfig(**config.model)),
+  "unitok": lambda config: UniTok(UniTokConfig(**config.model)),
 }
 
 
@@ -176,6 +179,15 @@ def check(bundle: dict, modules: Mapping[str, Any], mllm: Any, vocab: Any) -> No
     if mllm is not None and name != "ta_tok":
       sizes["the side that is drawn"] = bundle["preprocessing"]["drawn"]
       sizes["the side of its codes"] = drawn_side(mllm.words.tokens, modules["vqvae"])
+  if "unitok" in modules:
+    net = modules["unitok"].config
+    sizes |= {"UniTok's places": net.tokens, "UniTok's sub-codebooks": net.codebooks}
+    sizes["UniTok's codes"] = net.codes
+  if mllm is not None and name == "hybrid":
+    sizes["the MLLM's visual words"] = mllm.words.codes
+    sizes["the MLLM's places"] = mllm.words.tokens
+    sizes["the depth head's sub-codebooks"] = mllm.depth_head.codebooks
+    sizes["the depth head's codes"] = mllm.depth_head.codes
   for one, other in (("the tokenizer's visual words", WORDS[name]), *PAIRS):
     a, b = sizes.get(one), sizes.get(other)
     if None not in (a, b) and a != b:
@@ -183,9 +195,13 @@ def check(bundle: dict, modules: Mapping[str, Any], mllm: Any, vocab: Any) -> No
 
 
 WORDS = {"ta_tok": "TA-Tok's codes", "vqvae": "the VQVAE's codes", "janus": "the VQVAE's codes"}
+WORDS["hybrid"] = "the MLLM's visual words"
 PAIRS = (
   ("AR-DTok's cond_width", "TA-Tok's features"),
   ("AR-DTok's vocabulary", "the VQVAE's codes"),
   ("the tokenizer's length", "the MLLM's words"),
   ("the side that is drawn", "the side of its codes"),
+  ("the MLLM's places", "UniTok's places"),
+  ("the depth head's sub-codebooks", "UniTok's sub-codebooks"),
+  ("the depth head's codes", "UniTok's codes"),
 )

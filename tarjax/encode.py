@@ -3,8 +3,8 @@
   python -m tarjax.encode --config=configs/digits/encode.py --workdir=runs/digits/encoded
 
 Every image becomes, if a TA-Tok is named, its visual words at scales 1, 2 and 3 from one encoder
-pass; if a VQVAE is, its codes, which AR-DTok or the language model predicts; if a DC-AE is, the
-latents that Dif-DTok draws. Records in which a user shows images keep them, at the side
+pass; if a VQVAE is, its codes, which AR-DTok or the language model predicts; if a UniTok is, its
+sub-codes; if a DC-AE is, the latents that Dif-DTok draws. Records in which a user shows images keep them, at the side
 `config.shown_size`, for a language model that reads pixels. One folder per entry of `config.sets`,
 which is a source as in config.data.sources, with "count" to read only its first records. A shard
 appears only when whole, so an interrupted run goes on where it stopped. Each folder is stamped with
@@ -37,6 +37,7 @@ from tarjax.data.tokens import shown_images
 from tarjax.metrics import Clock
 from tarjax.models.dc_ae import DcAe, DcAeConfig
 from tarjax.models.ta_tok import TaTok, TaTokConfig
+from tarjax.models.unitok import UniTok, UniTokConfig
 from tarjax.models.vqvae import VqVae, VqVaeConfig
 from tarjax.tasks.inputs import SCALES, pixels
 
@@ -44,6 +45,7 @@ KEYS = {"ta_tok", "vqvae", "vqvae_size", "seed", "batch", "shard", "sets"}
 OPTIONAL = {
   "dc_ae": "",  # the run of a DC-AE, for Dif-DTok
   "dc_ae_size": 0,
+  "unitok": "",  # the run of a UniTok, for the Hybrid representation
   "shown_size": 0,  # side of the pictures that records which show some keep; 0 keeps none
   "max_damaged": 0.01,  # share of damaged records above which the run stops
   "workers": 0,  # processes that read and decode; 0 uses a thread
@@ -64,6 +66,7 @@ class Encoder:
       the one that the VQVAE was trained at.
     batch: images per call of the compiled program.
     dc_ae_run, dc_ae_size: the same of the DC-AE under Dif-DTok.
+    unitok_run: the UniTok run's directory, or None.
   """
 
   def __init__(
@@ -74,11 +77,13 @@ class Encoder:
     batch: int,
     dc_ae_run: Path | None = None,
     dc_ae_size: int = 0,
+    unitok_run: Path | None = None,
   ):
     trees: dict[str, Any] = {}
     net: Any = None
     vq: Any = None
     dc_ae: Any = None
+    unitok: Any = None
     if ta_tok_run is not None:
       net = TaTok(TaTokConfig(**checkpoint.read_config(ta_tok_run).model))
       params = stamps.load_ta_tok(str(ta_tok_run))
@@ -92,12 +97,16 @@ class Encoder:
     if dc_ae_run is not None:
       dc_ae = DcAe(DcAeConfig(**checkpoint.read_config(dc_ae_run).model))
       trees["dc_ae"] = checkpoint.load(str(dc_ae_run))
+    if unitok_run is not None:
+      unitok = UniTok(UniTokConfig(**checkpoint.read_config(unitok_run).model))
+      trees["unitok"] = checkpoint.load(str(unitok_run))
     self.batch, self.trees = batch, jax.device_put(trees)
     side = net.cfg.encoder.image if net else 0
     self.sizes = (side, vqvae_size if vq else 0, dc_ae_size if dc_ae else 0)
+    self.sizes += (unitok.config.encoder.image if unitok else 0,)
     self.hash = {k: stamps.tree_hash(trees[k]) for k in trees if k != "book"}
 
-    def encode(trees, images, small, view):
+    def encode(trees, images, small, view, whole):
       codes = {}
       if net is not None:
         own, book = {"params": trees["ta_tok"]}, trees["book"]
@@ -110,6 +119,9 @@ class Encoder:
       if dc_ae is not None:
         z = dc_ae.apply({"params": trees["dc_ae"]}, pixels(view), method="encode")
         codes["latent"] = z * dc_ae.config.scaling
+      if unitok is not None:
+        own = {"params": trees["unitok"]}
+        codes["unitok"] = unitok.apply(own, pixels(whole), method="encode")
       return codes
 
     self._encode = jax.jit(encode)
@@ -161,7 +173,7 @@ def tokenised(encoder: Encoder, records: Iterable[dict], shown_size: int = 0) ->
       rest = {k: v for k, v in record.items() if k != "images"}
       if "codes1" in codes or not rows:
         rest["codes"] = [{s: codes[f"codes{s}"][i] for s in SCALES} for i in rows]
-      rest |= {k: [codes[k][i] for i in rows] for k in ("vq", "latent") if k in codes}
+      rest |= {k: [codes[k][i] for i in rows] for k in ("vq", "unitok", "latent") if k in codes}
       if shown_size and rows and shown_images(record, len(rows)):
         rest["images"] = [transforms.squash(image, shown_size) for image in record["images"]]
       at = rows.stop
@@ -311,15 +323,15 @@ def main(argv: list[str], began: float) -> int:
     config, workdir = parse(argv, KEYS, OPTIONAL)
     run = {
       k: Path(workdir, config[k]).resolve() if config[k] else None
-      for k in ("ta_tok", "vqvae", "dc_ae")
+      for k in ("ta_tok", "vqvae", "dc_ae", "unitok")
     }
     if not any(run.values()):
-      raise UserError("none of config.ta_tok, config.vqvae and config.dc_ae names a run")
+      raise UserError("none of config.ta_tok, vqvae, dc_ae and unitok names a run")
     share = (config.process, config.processes)
     share = share if any(share) else (jax.process_index(), jax.process_count())
     if not 0 <= share[0] < share[1]:
       raise UserError(f"config.process={share[0]} must be below config.processes={share[1]}")
-    sizes = (config.vqvae_size, config.batch, run["dc_ae"], config.dc_ae_size)
+    sizes = (config.vqvae_size, config.batch, run["dc_ae"], config.dc_ae_size, run["unitok"])
     encoder = Encoder(run["ta_tok"], run["vqvae"], *sizes)
     workdir.mkdir(parents=True, exist_ok=True)
     clock, done = Clock(workdir, began), finished(workdir)

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tarjax import bundle as bundles
-from tarjax import sampling
+from tarjax import sampling, subcodes
 from tarjax.bundle import COMPONENTS as COMPONENTS
 from tarjax.bundle import OPTIONAL, pool_scale
 from tarjax.config import UserError
@@ -34,7 +34,7 @@ DETOKENIZERS = ("ar", "dif")
 
 class Drawn(NamedTuple):
   image: np.ndarray  # uint8[y x 3]
-  codes: np.ndarray  # int32[n] visual words
+  codes: np.ndarray  # int32[n] visual words, or int32[n m] sub-codes
 
 
 class TarPipeline:
@@ -284,6 +284,10 @@ class TarPipeline:
     chosen = {**self.bundle["sampling"]["image"], **drop_none(settings)}
     asked = [self._drawing_prompt(p, i, scale) for p, i in with_images(prompts, images)]
     first = self.vocab.image0
+    if self.representation.layout.books:
+      if not constrained:
+        raise UserError("sub-codes are drawn where a picture stands: --unconstrained has no sense")
+      return self._places(asked, seeds, count, **chosen)
     if constrained:
       chosen["allowed"] = (first, first + self.codes - 1)
     stops = () if constrained else self.vocab.stops
@@ -327,19 +331,18 @@ class TarPipeline:
     Args:
       drawing: `draw` and `scale` of `tokens.chat_prompt`, when the answer is a picture.
     """
-    codes, pictures = list(shown), []
-    if self.representation.understanding == "embeddings":
-      codes, pictures = [self.representation.layout.places] * len(codes), codes
-    turn = {"from": "human", "value": text}
-    return Prompt(tokens.chat_prompt(self.tok, self.vocab, [turn], codes, **drawing), pictures)
+    layout, turn = self.representation.layout, {"from": "human", "value": text}
+    codes = [layout.stands(one) for one in shown]
+    ids = tokens.chat_prompt(self.tok, self.vocab, [turn], codes, **drawing)
+    return Prompt(ids, list(shown) if layout.carries else [])
 
   def inputs(self, ids: np.ndarray, pictures: Sequence[list[np.ndarray]]) -> dict[str, jax.Array]:
     """Rows of prompts, padded to int32[b l], as Qwen2 takes them: {"ids"} and maybe {"embeds"}."""
     given = {"ids": self.devices.rows(ids)}
     if not any(pictures):
       return given
-    layout, mark = self.representation.layout, self.vocab.place
-    rows = [layout.carried(row, mark, own) for row, own in zip(ids, pictures, strict=True)]
+    layout = self.representation.layout
+    rows = [layout.carried(row, self.vocab, own) for row, own in zip(ids, pictures, strict=True)]
     batch = {k: self.devices.rows(np.stack([row[k] for row in rows])) for k in rows[0]}
     batch["tokens"] = given["ids"]
 
@@ -366,6 +369,18 @@ class TarPipeline:
         **given,
         **settings,
       )
+      out.append(self.devices.host(new)[:real])
+    return np.concatenate(out)
+
+  def _places(self, prompts: Sequence[Prompt], seeds, count: int, **settings) -> np.ndarray:
+    """Prompts -> the sub-codes of `count` places that follow, int32[b count m]."""
+    ids, mask = padded(prompts, self.vocab.pad, left=True)
+    out, seeds, words = [], np.asarray(seeds, np.uint32), self.representation
+    for rows, real in self.devices.batches(len(prompts), self.batch):
+      given = self.inputs(ids[rows], [prompts[i].pictures for i in rows])
+      more = (self.devices.rows(x[rows]) for x in (mask, seeds))
+      nets = (self.mllm, words.head, self.params["mllm"])
+      new = subcodes.generate_subcodes(*nets, given, *more, count=count, **settings)
       out.append(self.devices.host(new)[:real])
     return np.concatenate(out)
 

@@ -3,6 +3,7 @@
   ta_tok  words of TA-Tok at three scales, read and drawn; AR-DTok or Dif-DTok paints them
   vqvae   codes of the VQVAE as words, read and drawn; its decoder paints them
   janus   read as features of a frozen SigLIP2 through an MLP, drawn as codes of the VQVAE
+  hybrid  several sub-codes of UniTok at every place, read and drawn; its decoder paints them
 
 A representation holds networks and no parameters: those come as `trees`, {component: parameters},
 with "mllm" among them. How pictures stand in records and rows is its `layout`, see data.layouts.
@@ -15,8 +16,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from tarjax import sampling
+from tarjax import losses, sampling
 from tarjax.data.layouts import Layout, layout_of
+from tarjax.models.depth_head import DepthHead, DepthHeadConfig
 from tarjax.models.janus import Reader, insert
 from tarjax.models.siglip2 import VisionConfig
 from tarjax.tasks.inputs import SCALES, pixels
@@ -47,7 +49,10 @@ class Representation(Protocol):
     ...
 
   def encode(self, trees: Trees, images: Array, scale: int | None) -> Array:
-    """Pictures as the language model reads them: ids int32[b n] or embeddings float[b n d]."""
+    """Pictures as the language model reads them: ids int32[b n] or embeddings float[b n d].
+
+    Where places have sub-codes, as in the layout, ids are int32[b n m] here and in `decode`.
+    """
     ...
 
   def embed_init(self, trees: Trees) -> Array | None:
@@ -191,7 +196,72 @@ class Janus(VqVaeWords):
     return self.reader.init(rng, jnp.zeros((1, self.side, self.side, 3)))["params"]
 
 
-REPRESENTATIONS = {"ta_tok": TaTokWords, "vqvae": VqVaeWords, "janus": Janus}
+class Hybrid(Words):
+  """UniTok's sub-codes, both ways. Ids are int32[b n m]; the token of every place is <I0>."""
+
+  scales: tuple[int, ...] = ()
+
+  def __init__(self, config, networks: Mapping[str, Any]):
+    self.layout = layout_of(config)
+    self.unitok: Any = networks.get("unitok")
+    self.num_ids = config.words.codes
+    self.side = self.unitok.config.encoder.image if self.unitok else 0
+    sizes: dict[str, Any] = {"dtype": config.model.get("dtype", "float32")} | dict(config.depth_head)
+    self.head: Any = DepthHead(DepthHeadConfig(width=config.model.width, **sizes))
+    own = {"method": "decode_indices"}
+    self._paint = jax.jit(lambda p, ids: self.unitok.apply({"params": p}, ids, **own))
+
+  def tokens_per_image(self, scale):
+    return self.layout.tokens
+
+  def encode(self, trees, images, scale):
+    return self.unitok.apply({"params": trees["unitok"]}, pixels(images), method="encode")
+
+  def decode(self, trees, ids, seeds, **settings):
+    """By UniTok's decoder, which neither draws at random nor has settings."""
+    if settings:
+      raise ValueError(f"UniTok's decoder has no settings, so no {', '.join(settings)}")
+    return self._paint(trees["unitok"], ids)
+
+  def inputs(self, llm, trees, batch):
+    """What sub-codes are together in the places of pictures, rows of the table in the others."""
+    embeds = llm.apply({"params": trees["mllm"]}, batch["tokens"], method="embed")
+    own, codes = {"params": trees["mllm"]["depth_head"]}, batch["subcodes"]
+    read = self.head.apply(own, codes, method="embed").astype(embeds.dtype)
+    return {"embeds": jnp.where(codes[..., :1] >= 0, read, embeds)}
+
+  def place_loss(self, trees, hidden, subcodes, drawn, chunk: int) -> tuple[Array, Array]:
+    """Cross-entropy of drawn places, each the mean of its sub-codes': its sum and their number.
+
+    Args:
+      hidden: float[b l d], before each place.
+      subcodes: int32[b l m], of the place itself.
+      drawn: bool[b l], whether what comes next is a place that is drawn.
+      chunk: places whose logits exist at a time.
+    """
+    params, pad = trees["mllm"]["depth_head"], -hidden.shape[1] % chunk
+    coming = jnp.pad(subcodes[:, 1:], ((0, 0), (0, 1), (0, 0)), constant_values=losses.IGNORED)
+    targets = jnp.where(drawn[..., None], coming, losses.IGNORED)
+
+    def split(x, fill):  # [b l ...] -> [l/chunk b chunk ...]
+      x = jnp.pad(x, ((0, 0), (0, pad), (0, 0)), constant_values=fill)
+      return x.reshape(len(x), -1, chunk, x.shape[-1]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def part(xs):
+      logits = self.head.apply({"params": params}, *xs)
+      return losses.token_losses(logits, xs[1]).mean(-1).sum()
+
+    sums = jax.lax.map(part, (split(hidden, 0), split(targets, losses.IGNORED)))
+    return sums.sum(), drawn.astype(jnp.float32).sum()
+
+  def init(self, rng):
+    width, m = self.head.config.width, self.layout.books
+    hidden, codes = jnp.zeros((1, 1, width)), jnp.zeros((1, 1, m), jnp.int32)
+    return {"depth_head": self.head.init(rng, hidden, codes)["params"]}
+
+
+REPRESENTATIONS = {"ta_tok": TaTokWords, "vqvae": VqVaeWords, "janus": Janus, "hybrid": Hybrid}
 
 
 def make_representation(config, networks: Mapping[str, Any]) -> Representation:

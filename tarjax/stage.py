@@ -71,6 +71,8 @@ class Stage:
         if layout.places:
           pictures = (data.length // layout.places, layout.side, layout.side, 3)
           row |= {"places": of(np.int32, data.length), "pictures": of(np.uint8, *pictures)}
+        if layout.books:
+          row["subcodes"] = of(np.int32, data.length, layout.books)
         return row
       case "codes":
         return codes | {"vq": of(np.int32, task.net.length)}

@@ -78,9 +78,10 @@ def verify(config, workdir: Path) -> None:
   spec = config.get("ta_tok_from") or (config.get("widen") or {}).get("ta_tok")
   if spec and "ta_tok" in made:
     _compare(made, {"ta_tok": tree_hash(load_ta_tok(spec, workdir))}, f"the weights of {spec}")
-  spec = config.get("vqvae_from")
-  if spec and "vqvae" in made:
-    _compare(made, {"vqvae": tree_hash(checkpoint.load(spec, workdir))}, f"the weights of {spec}")
+  for kind in ("vqvae", "unitok"):
+    spec = config.get(f"{kind}_from")
+    if spec and kind in made:
+      _compare(made, {kind: tree_hash(checkpoint.load(spec, workdir))}, f"the weights of {spec}")
   if jax.process_index() == 0:
     write_json(known, made)
 

@@ -20,8 +20,8 @@ from tarjax.evals import digits_scorer
 from tarjax.pipeline import TarPipeline
 from tarjax.state import TrainState
 
-STAGES = ("vqvae", "mllm_vqvae", "mllm_janus")
-NAMES = ("vqvae", "janus")
+STAGES = ("vqvae", "hybrid", "mllm_vqvae", "mllm_janus", "mllm_hybrid")
+NAMES = ("vqvae", "janus", "hybrid")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,7 @@ def home(tmp_path_factory):
     home / "tokenizer", base.TEXT_ROWS - 22, text_documents(count=3000)[::2]
   )
   tokenizer.add_image_tokens(text, home / "tokenizer_tar", base.VQ_CODES)
+  tokenizer.add_image_tokens(text, home / "tokenizer_places", 1)
   for number, stage in enumerate(STAGES):
     file = importlib.import_module(f"configs.digits.{stage}").__file__
     config = configs.parse([f"--config={file}:smoke", f"--workdir={home / stage}"])[0]
@@ -66,13 +67,18 @@ def test_the_same_request_gives_the_same_picture_in_any_batch(pipes, name):
   prompts = ["a red three", "<image> left of a seven", "two blue ones", "<image> and <image>", "x"]
   images, seeds = [[], shown[:1], [], shown, []], [3, 4, 5, 6, 7]
   found = pipe.generate(prompts, images, seeds=seeds)
-  assert all(d.image.shape == (48, 48, 3) and d.codes.shape == (36,) for d in found)
+  shape = (36, 4) if name == "hybrid" else (36,)
+  assert all(d.image.shape == (48, 48, 3) and d.codes.shape == shape for d in found)
   for i, one in enumerate(found):
     (alone,) = pipe.generate(prompts[i : i + 1], images[i : i + 1], seeds=seeds[i : i + 1])
     np.testing.assert_array_equal(alone.codes, one.codes)
     np.testing.assert_allclose(alone.image.astype(int), one.image, atol=1)
   (other,) = pipe.generate(prompts[1:2], [[255 - shown[0]]], seeds=[4])
   assert (other.codes != found[1].codes).any()  # the picture in the prompt was read
+  if name == "hybrid":
+    with pytest.raises(UserError, match="--unconstrained has no sense"):
+      pipe.generate(prompts[:1], seeds=[0], constrained=False)
+    return
   free = pipe.generate(prompts[:2], images[:2], seeds=seeds[:2], constrained=False)
   assert [d.codes.shape for d in free] == [(36,), (36,)]
 
@@ -133,7 +139,8 @@ def test_verbs(home, name, tmp_path, capsys, monkeypatch):
   assert evaluate.main([*argv, "--report", str(report)], time.time()) == 0
   found = json.loads(scores.read_text())
   assert found["settings"]["scale"] is None and found["provenance"]["representation"] == name
-  assert set(found["reconstruction"]) == {"vqvae", "original"} and "ta_tok" not in found
+  rebuilt = "unitok" if name == "hybrid" else "vqvae"
+  assert set(found["reconstruction"]) == {rebuilt, "original"} and "ta_tok" not in found
   assert 0 <= found["t2i"]["overall"] <= 1
   assert ("siglip2" in found["provenance"]["checkpoint"]) == (name == "janus")
   assert report.stat().st_size > 1000
@@ -158,10 +165,11 @@ def changed(home, tmp_path, name, **changes):
 @pytest.mark.parametrize(
   "name, change, message",
   [
-    ("vqvae", {"representation": "pixels"}, "'pixels' is none of ta_tok, vqvae, janus"),
+    ("vqvae", {"representation": "pixels"}, "'pixels' is none of ta_tok, vqvae, janus, hybrid"),
     ("vqvae", {"representation": "janus"}, "the bundle is of janus, its MLLM of vqvae"),
     ("janus", {"representation": "vqvae"}, "the bundle is of vqvae, its MLLM of janus"),
     ("vqvae", {"preprocessing__drawn": 48}, "side that is drawn are 48, the side of its codes 24"),
+    ("hybrid", {"components__unitok": "mllm_janus"}, "component 'unitok' .* is missing"),
     ("vqvae", {"components__vqvae": "none"}, "component 'vqvae' of .* is missing"),
   ],
 )

@@ -1,6 +1,7 @@
 """Pictures as VQVAE words and as Janus's embeddings: rows, losses, a reference in PyTorch, refusals."""
 
 import itertools
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -24,7 +25,9 @@ DOCUMENTS = ["You are a helpful assistant. system user a red three left of a blu
 TEXT, CODES = 312, 16  # 290 byte-level BPE entries and the 22 added tokens
 SIGLIP2 = dict(width=16, depth=3, heads=2, mlp=24, image=12, patch=4)  # 9 places
 MODEL = dict(vocab=336, width=24, depth=2, heads=4, kv_heads=2, head_dim=8, mlp=32)
+DEPTH_HEAD = dict(codes=24, codebooks=3, code_width=6, depth=1, heads=2)
 WORDS = dict(text_rows=TEXT, codes=CODES, tokens=4)
+MARKS = SimpleNamespace(place=320, image0=320)
 START, END = "<|im_start|>", "<|im_end|>"
 SYSTEM = f"{START}system\nYou are a helpful assistant.{END}\n"
 
@@ -32,6 +35,8 @@ SYSTEM = f"{START}system\nYou are a helpful assistant.{END}\n"
 def config_of(name, **more):
   made = dict(task="mllm", representation=name, model=MODEL, words=WORDS, loss_chunk=16, seed=3)
   made |= {"siglip2": SIGLIP2} if name == "janus" else {}
+  if name == "hybrid":
+    made |= {"depth_head": DEPTH_HEAD, "words": dict(text_rows=TEXT, codes=1, tokens=4)}
   return ConfigDict(made | more)
 
 
@@ -73,6 +78,14 @@ def both(i):
   return talk(i, "blue <image>", "<image>", images=pictures, vq=[codes(i), codes(i + 1)])
 
 
+def subcodes(i):
+  return (np.arange(12, dtype=np.uint16).reshape(4, 3) + i) % 8
+
+
+def placed(i):
+  return talk(i, "blue <image>", "<image>", unitok=[subcodes(i), subcodes(i + 1)])
+
+
 def said(i):
   return talk(i, f"seven {i}", "three " * (i % 5 + 1))
 
@@ -92,6 +105,7 @@ LAID_OUT = [
   ("vqvae", both(5),  f"blue {words(5)}", f"<im_start>{words(6)}<im_end>"),
   ("janus", drawn(5), "a red three 5", f"<im_start>{words(5)}<im_end>"),
   ("janus", both(5),  f"blue {'<|image_pad|>' * 9}", f"<im_start>{words(6)}<im_end>"),
+  ("hybrid", placed(5), f"blue {'<I0>' * 4}", f"<im_start>{'<I0>' * 4}<im_end>"),
   ("janus", shown(5), f"{'<|image_pad|>' * 9} and {'<|image_pad|>' * 9}\nred?", "a red"),
 ]
 # fmt: on
@@ -193,7 +207,7 @@ def example(rng, layout, length, pictures):
 
 def row_of(layout, examples):
   row = fill_row([part[:2] for part in examples], 96, 0)
-  row |= layout.carried(row["tokens"], 320, [p for part in examples for p in part[2]])
+  row |= layout.carried(row["tokens"], MARKS, [p for part in examples for p in part[2]])
   return {k: v[None] for k, v in row.items()}
 
 
@@ -261,7 +275,7 @@ def test_janus_reads_as_a_direct_computation_in_pytorch():
   params = dict(params, projector={"fc1": linear(mlp[0]), "fc2": linear(mlp[2])})
   layout = representation.layout
   rows = [
-    {"tokens": row.astype(np.int32)} | layout.carried(row, 320, list(pixels[part]))
+    {"tokens": row.astype(np.int32)} | layout.carried(row, MARKS, list(pixels[part]))
     for row, part in zip(ids, (slice(0, 2), slice(2, 3)), strict=True)
   ]
   batch = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
@@ -273,6 +287,64 @@ def test_janus_reads_as_a_direct_computation_in_pytorch():
     return task.model.apply({"params": params}, hidden, method="logits")
 
   golden.close(logits(params, batch), want, 1e-4)
+
+
+def test_sub_codes_travel_with_their_places(home):
+  """Records keep them, rows carry those of shown and drawn pictures, and no other place has any."""
+  tokenizer.add_image_tokens(home / "text", home / "one", 1)
+  sources.write_records(home / "placed", [placed(i) for i in range(20)], meta={})
+  mixture = ("placed", "said")
+  batch = next(batches(home, "hybrid", mixture, tokenizer="../one"))
+  assert batch["subcodes"].shape == (4, 128, 3)
+  here = batch["tokens"] == TEXT + 5
+  assert here.any() and ((batch["subcodes"] >= 0) == here[..., None]).all()
+  for row in range(4):
+    found = batch["subcodes"][row][here[row]].reshape(-1, 2, 4, 3)
+    for first, second in found:
+      np.testing.assert_array_equal(second, (first + 1) % 8)
+
+
+def test_the_loss_of_places_is_the_depth_heads():
+  """By hand: text by the table, each drawn place by the mean of its sub-codes, packed or alone."""
+  task = make_task(config_of("hybrid"))
+  rng, layout = np.random.default_rng(0), task.representation.layout
+  shapes = nn.meta.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+  params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+  place, vocab = TEXT + 5, SimpleNamespace(image0=TEXT + 5)
+  examples = []
+  for length in (14, 20):
+    ids = rng.integers(0, TEXT, length).astype(np.int32)
+    ids[2:6] = ids[8:12] = place  # shown, then drawn
+    labels = np.where(np.arange(length) > 6, ids, -100).astype(np.int32)
+    examples.append((ids, labels, rng.integers(0, 8, (8, 3))))
+
+  def row_of(parts):
+    row = fill_row([part[:2] for part in parts], 48, 0)
+    row |= layout.carried(row["tokens"], vocab, [part[2] for part in parts])
+    return {k: v[None] for k, v in row.items()}
+
+  loss = jax.jit(lambda p, row: task.loss(p, {}, row, None, train=True))
+  alone = [loss(params, row_of([part])) for part in examples]
+  counts = [float(m["counts"]["loss"]) for _, m in alone]
+  assert counts == [7, 13]
+  both, _ = loss(params, row_of(examples))
+  weighted = sum(float(v) * n for (v, _), n in zip(alone, counts, strict=True))
+  np.testing.assert_allclose(float(both) * 20, weighted, rtol=1e-5)
+
+  row = row_of(examples[:1])
+  inputs = task.representation.inputs(task.model, {"mllm": params}, row)
+  hidden, _ = task.model.apply({"params": params}, **inputs, segments=row["segments"])
+  logits = task.model.apply({"params": params}, hidden, method="logits")[0, :, : task.used]
+  words = jax.nn.log_softmax(logits)
+  own, codes = {"params": params["depth_head"]}, row["subcodes"]
+  parts = jax.nn.log_softmax(task.representation.head.apply(own, hidden[:, :-1], codes[:, 1:]))
+  total = 0.0
+  for i in range(7, 14):
+    if 8 <= i < 12:
+      total -= np.mean([parts[0, i - 1, k, codes[0, i, k]] for k in range(3)])
+    else:
+      total -= words[i - 1, row["tokens"][0, i]]
+  np.testing.assert_allclose(float(alone[0][0]) * 7, total, rtol=1e-5)
 
 
 def test_ids_of_the_vqvae_go_both_ways():
@@ -319,7 +391,7 @@ def test_records_that_do_not_fit(home, name, record, message):
 @pytest.mark.parametrize(
   "change, message",
   [
-    ({"representation": "pixels"}, "'pixels' is none of ta_tok, vqvae, janus"),
+    ({"representation": "pixels"}, "'pixels' is none of ta_tok, vqvae, janus, hybrid"),
     ({"words": {"text_rows": TEXT, "codes": CODES}}, "config.words.tokens is needed"),
     ({"siglip2": None}, "config.siglip2 is needed"),
     ({"words": WORDS | {"codes": 8}}, "has 16 visual words, config.words.codes is 8"),

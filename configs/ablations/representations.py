@@ -6,8 +6,8 @@
 Figure 5, of which only the ends are in the text: understanding after 10M samples Janus 94, TA-Tok
 93, Hybrid about as VQVAE; generation: TA-Tok best throughout, Hybrid begins high and flattens,
 Janus is below VQVAE (Table 6: DPG 70.6, 48.2, 33.4; Und 92.9, 74.2, 94.4). `config.representation`
-is one of ta_tok, vqvae and janus, and everything else is the same: configs/mllm.py says
-what each starts from and learns from, and for the twin configs/digits/mllm_{vqvae,janus}.py.
+is one of ta_tok, vqvae, janus and hybrid, and everything else is the same: configs/mllm.py says
+what each starts from and learns from, and for the twin configs/digits/mllm_{vqvae,janus,hybrid}.py.
 Points of the curves, as the text names none: 2.5M, 5M, 7.5M and 10M T2I samples, each a run.
 Hardware, chip-hours, metrics: configs/ablations/base.py; 62.5M samples for each.
 """
@@ -16,19 +16,20 @@ from typing import Any
 
 import configs.mllm
 from configs.ablations import base
-from configs.digits import mllm_janus, mllm_vqvae
+from configs.digits import mllm_hybrid, mllm_janus, mllm_vqvae
 from tarjax.ablations import Effect, Folder, Metric, Row, Table, train
 from tarjax.evals.table_scores import DPG, GENERATION, UND, UNDERSTANDING
 
 FILE = "configs/ablations/representations.py"
-VARIANTS = ("ta_tok", "vqvae", "janus")
-TWINS = {"vqvae": mllm_vqvae, "janus": mllm_janus}
+VARIANTS = ("ta_tok", "vqvae", "janus", "hybrid")
+TWINS = {"vqvae": mllm_vqvae, "janus": mllm_janus, "hybrid": mllm_hybrid}
 POINTS = {"2.5m": 0.25, "5m": 0.5, "7.5m": 0.75, "10m": 1.0}  # share of the 25M samples
 # fmt: off
 PAPER = {
   "ta_tok": ("TA-Tok", {"und-10m": 92.9, "gen-10m": 70.6}),
   "vqvae":  ("VQVAE",  {"und-10m": 74.2, "gen-10m": 48.2}),
   "janus":  ("Janus",  {"und-10m": 94.4, "gen-10m": 33.4}),
+  "hybrid": ("Hybrid", {}),
 }
 # fmt: on
 
@@ -53,6 +54,10 @@ def reads(row, mini):
   """What a row's training starts from and learns from."""
   if row == "ta_tok":
     return base.reads(mini)
+  if row == "hybrid" and mini:
+    return ("llm", "tokenizer_places", "encoded_places", "hybrid")
+  if row == "hybrid":
+    return ("start_1p5b_places", "data", "places_i2t", "places_t2i", "hybrid")
   own = ("vqvae", "siglip2") if row == "janus" else ("vqvae",)
   if mini:
     return ("llm", "tokenizer_tar", "encoded_vq", *own)
@@ -64,7 +69,10 @@ def of_bundle(row, mini):
   if row == "ta_tok":
     return {}
   other: dict[str, Any] = {"representation": row}
-  if not mini:
+  if row == "hybrid":
+    folder = "tokenizer_places" if mini else "start_1p5b_places/tokenizer"
+    other["components"] = {"tokenizer": folder, "unitok": "hybrid"}
+  elif not mini:
     other["components"] = {"tokenizer": "start_1p5b_codes/tokenizer"}
     other["preprocessing"] = {"drawn": 384, "canvas": 384}
   return other
@@ -82,9 +90,10 @@ def get_table(mini):
       for folder, seed in zip(made, seeds, strict=True):
         config = f"{FILE}:{prefix}{row}_{point}"
         runs = {"mllm": train(config, reads=reads(row, mini), seed=seed)}
-        more = () if mini or row == "ta_tok" else ("start_1p5b_codes",)
+        own = of_bundle(row, mini)
+        more = [path.partition("/")[0] for path in own.get("components", {}).values()]
         runs["score"] = base.scored(mini, more=more)
-        folders[folder] = Folder(runs, **of_bundle(row, mini))
+        folders[folder] = Folder(runs, **own)
       keys = tuple(f"{folder}/score" for folder in made)
       scores |= {f"und-{point}": keys, f"gen-{point}": keys}
     rows[row] = Row(title, scores, paper)

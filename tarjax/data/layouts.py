@@ -4,9 +4,10 @@
   ta_tok  codes: {s: [n_s]}   <I..>*n_s                 <im_start><S{s-1}><I..>*n_s<im_end>
   vqvae   vq: [n]             <I..>*n                   <im_start><I..>*n<im_end>
   janus   images, and vq: [n] <|image_pad|>*places      <im_start><I..>*n<im_end>
+  hybrid  unitok: [n m]       <I0>*n                    <im_start><I0>*n<im_end>
 
-`config.representation` is the name (ta_tok unless it says otherwise); n is config.words.tokens, and
-the places are the patches of config.siglip2.
+`config.representation` is the name (ta_tok unless it says otherwise); n is config.words.tokens, the
+places are the patches of config.siglip2, and m sub-codes stand behind each <I0> of hybrid.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 
 from tarjax.data import transforms
 
-NAMES = ("ta_tok", "vqvae", "janus")
+NAMES = ("ta_tok", "vqvae", "janus", "hybrid")
 
 
 class Picture(NamedTuple):
@@ -37,6 +38,7 @@ class Layout(NamedTuple):
     tokens: codes of a picture where they are not.
     places: that an embedded picture takes; 0: codes are shown.
     side: of an embedded picture, in pixels.
+    books: sub-codes behind each token of a picture; 0: the token is the code.
   """
 
   name: str
@@ -45,6 +47,18 @@ class Layout(NamedTuple):
   tokens: int = 0
   places: int = 0
   side: int = 0
+  books: int = 0
+
+  @property
+  def carries(self) -> bool:
+    """Whether rows carry more than tokens, see `carried`."""
+    return bool(self.places or self.books)
+
+  def stands(self, shown: Any) -> Any:
+    """What `tokens.image_ids` takes of what is shown: codes, or the number of embedded places."""
+    if self.places:
+      return self.places
+    return np.zeros(len(shown), np.int32) if self.books else shown
 
   def pictures(self, record: Mapping[str, Any], scales: int | Sequence[int]) -> list[Picture]:
     """The pictures of a record, in order; `scales` is one scale, or one per picture.
@@ -67,27 +81,36 @@ class Layout(NamedTuple):
       return []
     if wrong := [len(c) for c in codes if len(c) != self.tokens]:
       raise ValueError(f"{wrong[0]} codes of a picture, but config.words.tokens={self.tokens}")
+    if self.books:
+      if wrong := [c.shape for c in codes if c.shape[1:] != (self.books,)]:
+        raise ValueError(f"codes have shape {wrong[0]}, a place has {self.books} sub-codes")
+      codes = [self.stands(c) for c in codes]
     shown = codes if not self.places else [self.places if pixels else None] * len(codes)
     return [Picture(a, b, None) for a, b in zip(shown, codes, strict=True)]
 
   def carried(
-    self, tokens: np.ndarray, mark: int, shown: Sequence[np.ndarray]
+    self, tokens: np.ndarray, vocab: Any, shown: Sequence[np.ndarray]
   ) -> dict[str, np.ndarray]:
-    """What a row of tokens int32[l] carries beside them: of embedded pictures their pixels.
+    """What a row of tokens int32[l] carries beside them, where they do not say it all.
 
     Args:
       tokens: the row.
-      mark: the token that stands in embedded places.
-      shown: uint8[y x 3] of any size, in the order of their places; the last ones have none if the
-        row was truncated.
+      vocab: a `tokens.Vocab`.
+      shown: in the order of their places, embedded pictures uint8[y x 3] of any size, or the
+        sub-codes int[n m] of pictures; the last ones have no places if the row was truncated.
 
     Returns:
       "pictures" uint8[l // places, side, side, 3], and "places" int32[l]: k > 0 takes the k-th
-      vector of all pictures of the row. Nothing where codes are shown.
+      vector of all pictures of the row. Or "subcodes" int32[l m], -1 where no picture is.
     """
-    if not self.places:
+    if not self.carries:
       return {}
-    here = tokens == mark
+    here = tokens == (vocab.place if self.places else vocab.image0)
+    if self.books:
+      subcodes = np.full((len(tokens), self.books), -1, np.int32)
+      if here.any():
+        subcodes[here] = np.concatenate(shown)[: here.sum()]
+      return {"subcodes": subcodes}
     pictures = np.zeros((len(tokens) // self.places, self.side, self.side, 3), np.uint8)
     for i in range(here.sum() // self.places):
       pictures[i] = transforms.squash(shown[i], self.side)
@@ -132,6 +155,10 @@ def layout_of(config) -> Layout:
     raise ValueError(f"config.words.tokens is needed: how many codes of {name} a picture has")
   if name == "vqvae":
     return Layout(name, "vq", tokens=count)
+  if name == "hybrid":
+    if "depth_head" not in config:
+      raise ValueError("config.depth_head is needed: the network that says hybrid's sub-codes")
+    return Layout(name, "unitok", tokens=count, books=config.depth_head.codebooks)
   if "siglip2" not in config:
     raise ValueError("config.siglip2 is needed: the network by which janus reads pictures")
   side = config.siglip2.image

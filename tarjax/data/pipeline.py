@@ -11,7 +11,8 @@ A batch is a dict of arrays with a leading batch axis; config.data.format says w
   packed  "tokens", "labels", "segments", "positions" int32[b l]: several examples a row;
           labels[i] belongs to token i (-100: none), segments count from 1 and are 0 in padding.
           Where pictures are embedded (janus, see data.layouts) also "pictures" uint8[b p y x 3],
-          of which a row has p at most, and "places" int32[b l], where their vectors go
+          of which a row has p at most, and "places" int32[b l], where their vectors go; where
+          places have sub-codes (hybrid) "subcodes" int32[b l m], -1 in other places
 
 Step k holds rows k*b .. k*b+b-1 of an endless stream, whatever the number of processes, workers,
 threads or restarts: each process makes the rows its devices need. Another record of its source
@@ -354,14 +355,16 @@ class Packed:
 
   def row(self, index: int) -> Row:
     row = self._packer.row(index)
-    if self.layout.places:  # windows hold no pixels: those of this row are read again
-      shown = [image for i in self.members(index) for image in self._shown(i)]
-      row.update(self.layout.carried(row["tokens"], self._vocab.place, shown))
+    if self.layout.carries:  # windows hold tokens alone: the records are read again
+      shown = [image for i in self.members(index) for image in self._carried(i)]
+      row.update(self.layout.carried(row["tokens"], self._vocab, shown))
     return row
 
-  def _shown(self, index: int) -> list[np.ndarray]:
-    """The pictures that record `index` shows, uint8[y x 3] each."""
+  def _carried(self, index: int) -> list[np.ndarray]:
+    """The pictures uint8[y x 3] that record `index` shows, or the sub-codes [n m] of all it has."""
     record = self._worded(index)
+    if self.layout.books:
+      return list(record.get(self.layout.field) or ())
     images = record.get("images") or ()
     return [images[i] for i in tokens.shown_images(record, len(images))] if images else []
 

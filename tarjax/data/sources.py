@@ -4,9 +4,9 @@ A record is a dict: "id", "source", "task" (t2i, i2t, i2i, ti2i or text), "conve
 {"from": "human" | "gpt", "value": text with `<image>` placeholders}) and "images" (one
 uint8[y x 3] per placeholder); "caption" and "conversations_short" where there are such. Once
 tokenized, "images" gives way to "codes" (per image a dict from scale 1, 2, 3 to uint16[n]), "vq"
-(per image uint16[t]) and "latent" (per image float32[y x c]), or stays beside them. "label" is the
-number of a class. A plain document has only "id", "source" and "text". For a record that cannot be
-used, a source raises `Damaged`.
+(per image uint16[t]), "unitok" (per image uint16[n m]) and "latent" (per image float32[y x c]), or
+stays beside them. "label" is the number of a class. A plain document has only "id", "source" and
+"text". For a record that cannot be used, a source raises `Damaged`.
 
   records     ArrayRecord shards that `write_records` or `tarjax.encode` made
   llava       JSON or JSONL and a folder of images      webdataset  tar files
@@ -102,7 +102,7 @@ class Records:
     part, at = self._parts.locate(index)
     with located(self._files[part], at):
       record = decode_record(self._data[index])
-      kinds = (record[key] for key in ("images", "codes", "vq") if key in record)
+      kinds = (record[key] for key in ("images", "codes", "vq", "unitok") if key in record)
       fields.check(record, len(next(kinds, ())))
       return record
 
@@ -142,6 +142,8 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
     packed["codes"] = [{s: _uint16(c) for s, c in image.items()} for image in record["codes"]]
   if "vq" in record:
     packed["vq"] = [_uint16(v) for v in record["vq"]]
+  if "unitok" in record:
+    packed["unitok"] = [(np.shape(v), _uint16(np.ravel(v))) for v in record["unitok"]]
   if "latent" in record:
     packed["latent"] = [(v.shape, np.asarray(v, "<f4").tobytes()) for v in record["latent"]]
   return msgpack.Packer().pack(packed)
@@ -158,6 +160,8 @@ def decode_record(data: bytes) -> dict:
     ]
   if "vq" in record:
     record["vq"] = [np.frombuffer(v, "<u2") for v in record["vq"]]
+  if "unitok" in record:
+    record["unitok"] = [np.frombuffer(v, "<u2").reshape(shape) for shape, v in record["unitok"]]
   if "latent" in record:
     record["latent"] = [np.frombuffer(v, "<f4").reshape(shape) for shape, v in record["latent"]]
   return record

@@ -200,7 +200,10 @@ class Evaluator:
     count = min(self.count, MAX_RECONSTRUCTIONS)
     scenes = [self._scene("reconstruction", i) for i in range(count)]
     originals = np.stack([render(s) for s in scenes])
-    versions = {"vqvae": np.asarray(pipe.reconstruct_vqvae(originals))}
+    if self.scale is None and pipe.vqvae is None:
+      versions = {"unitok": pipe.reconstruct(originals, None)}
+    else:
+      versions = {"vqvae": np.asarray(pipe.reconstruct_vqvae(originals))}
     for scale in SCALES if self.scale else ():
       versions[f"scale{scale}"] = np.asarray(pipe.reconstruct(originals, scale))
     if pipe.dif:

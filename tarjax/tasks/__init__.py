@@ -56,7 +56,7 @@ class Task(Protocol):
 TASK_KEYS: dict[str, frozenset[str]] = {
   "siglip2": frozenset({"dense", "naming"}),
   "mllm": frozenset({"words", "widen", "ta_tok", "ta_tok_from", "loss_chunk", "pre_align"})
-  | {"representation", "siglip2", "vqvae_from"},
+  | {"representation", "siglip2", "vqvae_from", "unitok_from", "depth_head"},
   "ta_tok": frozenset({"codebook", "beta", "scales"}),
   "vqvae": frozenset({"mix", "lpips", "gan"}),
   "hybrid": frozenset({"weights", "lpips", "gan"}),

@@ -31,7 +31,9 @@ class Task:
 
   `config.representation` is "ta_tok" unless it says otherwise. "vqvae" and "janus" have
   words.tokens codes in a picture, `vqvae_from` in the place of `ta_tok_from`, and rows that start
-  by embed_init "random" or "mean"; "janus" has in `config.siglip2` the network that reads.
+  by embed_init "random" or "mean"; "janus" has in `config.siglip2` the network that reads. "hybrid"
+  has one visual word, `unitok_from`, and in `config.depth_head` the network that says the sub-codes
+  of the places of pictures; a place counts as one token, with the mean loss of its sub-codes.
   """
 
   def __init__(self, config):
@@ -100,6 +102,11 @@ class Task:
     # aligned with what comes next; after the last position, nothing does
     labels = jnp.pad(batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=losses.IGNORED)
     image = labels >= self.first_image
+    more = None
+    if self.representation.layout.books:
+      drawn = labels == self.first_image + tar.MARKS
+      more = self._places(params, hidden, batch["subcodes"], drawn)
+      labels = jnp.where(drawn, losses.IGNORED, labels)
     total, count, parts = losses.chunked_cross_entropy(
       hidden,
       head_table(self.net, params),
@@ -108,10 +115,18 @@ class Task:
       self.used,  # padding rows of the table are no words
       {"text": ~image, "image": image},
     )
+    if more:
+      total, count = total + more[0], count + more[1]
+      parts["image"] = tuple(a + b for a, b in zip(parts["image"], more, strict=True))
     metrics: dict[str, Any] = {f"loss_{k}": s / jnp.maximum(n, 1) for k, (s, n) in parts.items()}
     metrics["filled"] = (batch["segments"] > 0).mean()
     metrics["counts"] = {"loss": count} | {f"loss_{k}": n for k, (_, n) in parts.items()}
     return total / jnp.maximum(count, 1), metrics
+
+  def _places(self, params, hidden, subcodes, drawn):
+    """(sum of losses, number) of the places that are drawn."""
+    hybrid: Any = self.representation
+    return hybrid.place_loss({"mllm": params}, hidden, subcodes, drawn, self.config.loss_chunk)
 
   def _only_new(self, params):
     """The same parameters, of which only the rows after the text's have a gradient."""

@@ -13,7 +13,7 @@ from tarjax import tasks
 from tarjax.tasks.inputs import draw_scale
 
 STAGES = ("siglip2", "llm", "ta_tok", "vqvae", "ar_dtok", "mllm", "sft", "sft_reflect", "dc_ae")
-STAGES += ("dif_dtok", "hybrid", "mllm_vqvae", "mllm_janus")
+STAGES += ("dif_dtok", "mllm_vqvae", "mllm_janus", "mllm_hybrid", "hybrid")
 
 
 def parse(stage, variant, tmp_path):

@@ -47,7 +47,8 @@ SIZES = {  # what is trained, and what is frozen beside it
 }
 # fmt: on
 OTHERS = ("ar_dtok:256_s", "ar_dtok:1024_xxxl", "vqvae:full", "llamagen:xl")
-OTHERS += ("mllm:1p5b_pretrain_vqvae", "mllm:7b_sft_janus", "hybrid:full", "hybrid:lite")
+OTHERS += ("mllm:1p5b_pretrain_vqvae", "mllm:7b_sft_janus", "mllm:7b_pretrain_hybrid")
+OTHERS += ("hybrid:full", "hybrid:lite")
 CHIPS = {
   "ar_dtok:512": 32,
   "ar_dtok:1024": 16,

@@ -15,7 +15,7 @@ from tarjax.convert.store import TreeReader
 
 STAGES = ("ta_tok:tiny", "ar_dtok:512_tiny", "dif_dtok:tiny", "vqvae:tiny", "mllm:tiny_pretrain")
 STAGES += ("llamagen:tiny", "hybrid:tiny", "hybrid:tiny_lite")
-STAGES += ("mllm:tiny_pretrain_vqvae", "mllm:tiny_pretrain_janus")
+STAGES += ("mllm:tiny_pretrain_vqvae", "mllm:tiny_pretrain_janus", "mllm:tiny_pretrain_hybrid")
 FLOAT32 = {"model.dtype": "float32", "steps": 2, "save_every": 2}
 
 

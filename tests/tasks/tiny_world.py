@@ -67,6 +67,8 @@ def make_world(home: Path) -> Path:
       sources.write_records(home / f"{own}{task}" / "data", records, meta=made)
       records = [coded(i, rng, turns) for i in range(16)]
       sources.write_records(home / f"codes_{own}{task}" / "data", records, meta=coder)
+      records = [placed(i, rng, turns) for i in range(16)]
+      sources.write_records(home / f"places_{own}{task}" / "data", records, meta={})
     rows = [
       {"conversations": talk([("human", f"{i}?"), ("gpt", "yes " * i)])} for i in range(1, 17)
     ]
@@ -81,6 +83,7 @@ def write_networks(home: Path) -> None:
   text = tokenizer.build_tokenizer(home / "tokenizer", base.TINY_WORDS - 22, texts)
   for start in ("start_tiny", "start_tiny_codes"):
     tokenizer.add_image_tokens(text, home / start / "tokenizer", CODES)
+  tokenizer.add_image_tokens(text, home / "start_tiny_places" / "tokenizer", 1)
   tower = VisionTower(VisionConfig(**base.TINY_SIGLIP2))
   side = base.TINY_SIGLIP2["image"]
   vision = jax.jit(tower.init)(jax.random.key(1), np.zeros((1, side, side, 3), np.float32))
@@ -94,6 +97,7 @@ def write_networks(home: Path) -> None:
     ("mllm:tiny_pretrain", "start_tiny"),
     ("mllm:tiny_pretrain", "mllm_tiny_pretrain"),
     ("mllm:tiny_pretrain_vqvae", "start_tiny_codes"),
+    ("mllm:tiny_pretrain_hybrid", "start_tiny_places"),
     ("vqvae:tiny", "vqvae"),
   ):
     task = tasks.make_task(parse(name, home))
@@ -128,6 +132,13 @@ def coded(number: int, rng, turns) -> dict:
   if "<image>" in turns[0][1]:
     record["images"] = [rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
   return record
+
+
+def placed(number: int, rng, turns) -> dict:
+  """A record with UniTok's sub-codes of its pictures."""
+  count = sum(text.count("<image>") for _, text in turns)
+  codes = [rng.integers(0, 8, (16, 4)) for _ in range(count)]
+  return {"id": str(number), "source": "tiny", "conversations": talk(turns), "unitok": codes}
 
 
 def talk(turns) -> list[dict]:
