@@ -4,11 +4,11 @@
 
 Every image becomes, if a TA-Tok is named, its visual words at scales 1, 2 and 3 from one encoder
 pass; if a VQVAE is, its codes, which AR-DTok or the language model predicts; if a UniTok is, its
-sub-codes; if a DC-AE is, the latents that Dif-DTok draws. Records in which a user shows images keep them, at the side
-`config.shown_size`, for a language model that reads pixels. One folder per entry of `config.sets`,
-which is a source as in config.data.sources, with "count" to read only its first records. A shard
-appears only when whole, so an interrupted run goes on where it stopped. Each folder is stamped with
-the hash of the tokenizers' parameters, which training verifies.
+sub-codes; if a DC-AE is, the latents that Dif-DTok draws. Records in which a user shows images keep
+them, at the side `config.shown_size`, for a language model that reads pixels. One folder per entry
+of `config.sets`, which is a source as in config.data.sources, with "count" to read only its first
+records. A shard appears only when whole, so an interrupted run goes on where it stopped. Each
+folder is stamped with the hash of the tokenizers' parameters, which training verifies.
 
 Several processes share the shards of every set: those of jax.distributed, or, started by hand on
 any machines that see the workdir, `--config.processes=4 --config.process=0` to 3.

@@ -1,7 +1,4 @@
-"""TarPipeline: a bundle of checkpoints that reads and draws, behind every verb that uses a model.
-
-What a bundle is stands in `tarjax.bundle`.
-"""
+"""TarPipeline: a bundle of checkpoints (`tarjax.bundle`) that reads and draws, behind every verb."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -353,35 +350,32 @@ class TarPipeline:
 
   def _speak(self, prompts: Sequence[Prompt], seeds, max_new: int, stops, **settings) -> np.ndarray:
     """Prompts -> new ids int32[b max_new]; lengths are bucketed, left-padded."""
+    settings |= {"max_new": max_new, "stop_ids": stops, "pad_id": self.vocab.pad}
+    settings["vocab_limit"] = self.vocab.image0 + self.codes
+
+    def new(given, mask, seeds):
+      ids, nets = given.pop("ids"), (self.mllm, self.params["mllm"])
+      return sampling.generate_tokens(*nets, ids, mask, seeds, **given, **settings)
+
+    return self._sampled(new, prompts, seeds)
+
+  def _places(self, prompts: Sequence[Prompt], seeds, count: int, **settings) -> np.ndarray:
+    """Prompts -> the sub-codes of `count` places that follow, int32[b count m]."""
+    words: Any = self.representation
+    nets = (self.mllm, words.head, self.params["mllm"])
+
+    def new(given, mask, seeds):
+      return subcodes.generate_subcodes(*nets, given, mask, seeds, count=count, **settings)
+
+    return self._sampled(new, prompts, seeds)
+
+  def _sampled(self, new, prompts: Sequence[Prompt], seeds) -> np.ndarray:
     ids, mask = padded(prompts, self.vocab.pad, left=True)
     out, seeds = [], np.asarray(seeds, np.uint32)
     for rows, real in self.devices.batches(len(prompts), self.batch):
       given = self.inputs(ids[rows], [prompts[i].pictures for i in rows])
-      new = sampling.generate_tokens(
-        self.mllm,
-        self.params["mllm"],
-        given.pop("ids"),
-        *(self.devices.rows(x[rows]) for x in (mask, seeds)),
-        max_new=max_new,
-        stop_ids=stops,
-        vocab_limit=self.vocab.image0 + self.codes,
-        pad_id=self.vocab.pad,
-        **given,
-        **settings,
-      )
-      out.append(self.devices.host(new)[:real])
-    return np.concatenate(out)
-
-  def _places(self, prompts: Sequence[Prompt], seeds, count: int, **settings) -> np.ndarray:
-    """Prompts -> the sub-codes of `count` places that follow, int32[b count m]."""
-    ids, mask = padded(prompts, self.vocab.pad, left=True)
-    out, seeds, words = [], np.asarray(seeds, np.uint32), self.representation
-    for rows, real in self.devices.batches(len(prompts), self.batch):
-      given = self.inputs(ids[rows], [prompts[i].pictures for i in rows])
-      more = (self.devices.rows(x[rows]) for x in (mask, seeds))
-      nets = (self.mllm, words.head, self.params["mllm"])
-      new = subcodes.generate_subcodes(*nets, given, *more, count=count, **settings)
-      out.append(self.devices.host(new)[:real])
+      drawn = new(given, *(self.devices.rows(x[rows]) for x in (mask, seeds)))
+      out.append(self.devices.host(drawn)[:real])
     return np.concatenate(out)
 
   # Compiled once per shape

@@ -206,7 +206,9 @@ class Hybrid(Words):
     self.unitok: Any = networks.get("unitok")
     self.num_ids = config.words.codes
     self.side = self.unitok.config.encoder.image if self.unitok else 0
-    sizes: dict[str, Any] = {"dtype": config.model.get("dtype", "float32")} | dict(config.depth_head)
+    sizes: dict[str, Any] = {"dtype": config.model.get("dtype", "float32")} | dict(
+      config.depth_head
+    )
     self.head: Any = DepthHead(DepthHeadConfig(width=config.model.width, **sizes))
     own = {"method": "decode_indices"}
     self._paint = jax.jit(lambda p, ids: self.unitok.apply({"params": p}, ids, **own))

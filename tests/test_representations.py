@@ -1,4 +1,4 @@
-"""Pictures as VQVAE words and as Janus's embeddings: rows, losses, a reference in PyTorch, refusals."""
+"""Pictures as VQVAE words and as Janus's embeddings: rows, losses, PyTorch's, refusals."""
 
 import itertools
 from types import SimpleNamespace
@@ -373,7 +373,7 @@ def without(record, *keys):
 WRONG = [
   ("vqvae", shown(0), "its pictures have no 'vq', the codes of vqvae"),
   ("vqvae", talk(0, "a", "<image>", codes=[{1: codes(0)}]), "have no 'vq'"),
-  ("vqvae", talk(0, "a", "<image>", vq=[codes(0)[:3]]), "3 codes of a picture, but config.words.tokens=4"),
+  ("vqvae", talk(0, "a", "<image>", vq=[codes(0)[:3]]), "3 codes of a picture, but config.words."),
   ("vqvae", talk(0, "a", "<image>", vq=[codes(0) + 16]), "outside 0..15"),
   ("janus", without(both(0), "vq"), "an image is drawn, but the record has no codes of it"),
   ("janus", without(both(0), "images"), "an image is shown, but the record has no pixels of it"),

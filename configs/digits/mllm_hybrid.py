@@ -1,8 +1,9 @@
 """The laptop's language model with sub-codes of UniTok (the Hybrid representation of Sec. 4.3).
 
   python -m tarjax.data.tokenizer runs/digits/tokenizer runs/digits/tokenizer_places 1
-  python -m tarjax.encode --config=configs/digits/encode_vq.py --workdir=runs/digits/encoded_places \
-      --config.ta_tok= --config.vqvae= --config.unitok=../hybrid
+  python -m tarjax.encode --config=configs/digits/encode_vq.py \
+      --workdir=runs/digits/encoded_places --config.ta_tok= --config.vqvae= \
+      --config.unitok=../hybrid
   python -m tarjax.train --config=configs/digits/mllm_hybrid.py --workdir=runs/digits/mllm_hybrid
 
 Starts from ../llm, with one visual word, <I0>, for a place of a picture: 36, of four sub-codes of

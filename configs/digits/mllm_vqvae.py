@@ -1,4 +1,4 @@
-"""The laptop's language model with the VQVAE's codes as visual words (paper Sec. 4.3, "full pixel").
+"""The laptop's language model with the VQVAE's codes as words (paper Sec. 4.3, "full pixel").
 
   python -m tarjax.train --config=configs/digits/mllm_vqvae.py --workdir=runs/digits/mllm_vqvae
 

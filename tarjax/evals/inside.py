@@ -28,6 +28,7 @@ from tarjax import optim
 from tarjax.bundle import PARTS, pool_scale
 from tarjax.config import UserError, told
 from tarjax.evals.benchmarks import BENCHMARKS
+from tarjax.sharding import batch_parts
 
 Run = Callable[[Any, int], Iterator[tuple[str, float]]]  # (pipeline, step) -> (name, value)s
 PICTURES = ("geneval", "dpg")
@@ -75,6 +76,8 @@ class Evaluators:
     """(pipeline, run) of one evaluator."""
     if bool(bundle) != bool(needed):
       raise UserError("give `bundle`" if needed else "nothing reads `bundle`")
+    parts = batch_parts(self.mesh)
+    batch = -(-batch // parts) * parts  # a row for each of the devices, or as many for each
     make = digits if name == "digits" else reconstruction
     if name in BENCHMARKS or name in PICTURES:
       make = functools.partial(asking if name in BENCHMARKS else drawing, name)
