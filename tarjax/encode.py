@@ -86,20 +86,20 @@ class Encoder:
     unitok: Any = None
     if ta_tok_run is not None:
       net = TaTok(TaTokConfig(**checkpoint.read_config(ta_tok_run).model))
-      params = stamps.load_ta_tok(str(ta_tok_run))
+      params = stamps.load_tokenizer("ta_tok", str(ta_tok_run))
       book = jax.jit(lambda p: net.apply({"params": p}, method="codebook"))(params)
       trees |= {"ta_tok": params, "book": book}
     if vqvae_run is not None:
       its = checkpoint.read_config(vqvae_run)
       vqvae_size = vqvae_size or its.data.size
       vq = VqVae(VqVaeConfig(**its.model))
-      trees["vqvae"] = checkpoint.load(str(vqvae_run))
+      trees["vqvae"] = stamps.load_tokenizer("vqvae", str(vqvae_run))
     if dc_ae_run is not None:
       dc_ae = DcAe(DcAeConfig(**checkpoint.read_config(dc_ae_run).model))
-      trees["dc_ae"] = checkpoint.load(str(dc_ae_run))
+      trees["dc_ae"] = stamps.load_tokenizer("dc_ae", str(dc_ae_run))
     if unitok_run is not None:
       unitok = UniTok(UniTokConfig(**checkpoint.read_config(unitok_run).model))
-      trees["unitok"] = checkpoint.load(str(unitok_run))
+      trees["unitok"] = stamps.load_tokenizer("unitok", str(unitok_run))
     self.batch, self.trees = batch, jax.device_put(trees)
     side = net.cfg.encoder.image if net else 0
     self.sizes = (side, vqvae_size if vq else 0, dc_ae_size if dc_ae else 0)

@@ -1,4 +1,4 @@
-"""TarPipeline: a bundle of checkpoints (`tarjax.bundle`) that reads and draws, behind every verb."""
+"""TarPipeline: a bundle of checkpoints (`tarjax.bundle`) that reads and draws, for every verb."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence

@@ -36,6 +36,7 @@ class Representation(Protocol):
     scales: pool scales to choose from; () is one resolution.
     num_ids: words that pictures are drawn in.
     side: of the pictures that are encoded, in pixels.
+    added: names of what `init` makes.
   """
 
   layout: Layout
@@ -43,6 +44,7 @@ class Representation(Protocol):
   scales: tuple[int, ...]
   num_ids: int
   side: int
+  added: tuple[str, ...]
 
   def tokens_per_image(self, scale: int | None) -> int:
     """Words of a picture that is drawn; scale is None where there are no scales."""
@@ -80,6 +82,7 @@ class Words:
   """What representations by ids have in common: nothing of their own is in the language model."""
 
   understanding: str = "ids"
+  added: tuple[str, ...] = ()
 
   def inputs(self, llm, trees, batch):
     return {"ids": batch["tokens"]}
@@ -166,6 +169,7 @@ class Janus(VqVaeWords):
   """Embedded pictures in, the VQVAE's codes out."""
 
   understanding: str = "embeddings"
+  added: tuple[str, ...] = ("projector",)
 
   def __init__(self, config, networks: Mapping[str, Any]):
     super().__init__(config, networks)
@@ -200,6 +204,7 @@ class Hybrid(Words):
   """UniTok's sub-codes, both ways. Ids are int32[b n m]; the token of every place is <I0>."""
 
   scales: tuple[int, ...] = ()
+  added: tuple[str, ...] = ("depth_head",)
 
   def __init__(self, config, networks: Mapping[str, Any]):
     self.layout = layout_of(config)

@@ -32,13 +32,20 @@ def tree_hash(tree) -> str:
   return digest.hexdigest()
 
 
-def load_ta_tok(spec: str, workdir: str | Path = ".") -> dict[str, Any]:
-  """All parameters of a TA-Tok run, as they are hashed."""
-  return ta_tok.merge(checkpoint.load(spec, workdir), checkpoint.load(spec, workdir, frozen=True))
+def load_tokenizer(kind: str, spec: str, workdir: str | Path = ".") -> dict[str, Any]:
+  """Parameters of a tokenizer's run, as they are hashed: without a discriminator.
+
+  Args:
+    kind: "ta_tok", whose frozen parameters are the teacher's and E; or another.
+  """
+  params = checkpoint.load(spec, workdir)
+  if kind == "ta_tok":
+    return ta_tok.merge(params, checkpoint.load(spec, workdir, frozen=True))
+  return {name: tree for name, tree in params.items() if name != "discriminator"}
 
 
 def of_data(config, workdir: Path) -> dict[str, str]:
-  """{"ta_tok", "vqvae"} -> hash, as the folders of config.data.sources are stamped.
+  """{"ta_tok", "vqvae", ...} -> hash, as the folders of config.data.sources are stamped.
 
   Raises:
     UserError: two folders that different tokenizers made.
@@ -75,13 +82,11 @@ def verify(config, workdir: Path) -> None:
     other = Path(workdir, checkpoint.parse_spec(spec)[0]).resolve()
     if (other / FILE).is_file():
       _compare(made, sources.read_json(other / FILE), f"those that {other} learnt from")
-  spec = config.get("ta_tok_from") or (config.get("widen") or {}).get("ta_tok")
-  if spec and "ta_tok" in made:
-    _compare(made, {"ta_tok": tree_hash(load_ta_tok(spec, workdir))}, f"the weights of {spec}")
-  for kind in ("vqvae", "unitok"):
-    spec = config.get(f"{kind}_from")
+  for kind in ("ta_tok", "vqvae", "unitok"):
+    spec = config.get(f"{kind}_from") or (config.get("widen") or {}).get(kind)
     if spec and kind in made:
-      _compare(made, {kind: tree_hash(checkpoint.load(spec, workdir))}, f"the weights of {spec}")
+      own = tree_hash(load_tokenizer(kind, spec, workdir))
+      _compare(made, {kind: own}, f"the weights of {spec}")
   if jax.process_index() == 0:
     write_json(known, made)
 

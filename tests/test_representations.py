@@ -237,6 +237,10 @@ def test_what_is_trained(janus):
   grads = jax.jit(jax.grad(lambda p: task.loss(p, frozen, row, None, train=True)[0]))(params)
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["projector"]))
   assert "siglip2" not in params and np.abs(grads["blocks"]["mlp"]["up"]["kernel"]).max() > 0
+  task = make_task(config_of("janus", pre_align=True, optim={"weight_decay": 0.0}))
+  grads = jax.jit(jax.grad(lambda p: task.loss(p, frozen, row, None, train=True)[0]))(params)
+  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["projector"]))
+  assert not any(np.abs(g).max() for g in jax.tree.leaves(grads["blocks"]))
 
 
 def test_janus_reads_as_a_direct_computation_in_pytorch():

@@ -20,7 +20,7 @@ def home(tmp_path, monkeypatch):
   for name, made in (("a", HASH), ("b", "f" * 64), ("none", None)):
     meta = {"tokenizers": {"ta_tok": made, "vqvae": "0" * 64}} if made else {}
     sources.write_records(tmp_path / name, [{"id": "x", "text": "t"}], meta=meta)
-  monkeypatch.setattr(stamps, "load_ta_tok", lambda spec, workdir: TREE)
+  monkeypatch.setattr(stamps, "load_tokenizer", lambda kind, spec, workdir: TREE)
   (tmp_path / "run").mkdir()
   return tmp_path
 
@@ -83,6 +83,11 @@ def test_hash_sees_names_shapes_types_and_values():
   ]
   assert len({HASH, *map(stamps.tree_hash, other)}) == 5
   assert stamps.tree_hash(dict(reversed(TREE.items()))) == HASH
+
+
+def test_a_discriminator_is_no_part_of_a_tokenizer(monkeypatch):
+  monkeypatch.setattr(stamps.checkpoint, "load", lambda spec, at: TREE | {"discriminator": TREE})
+  assert stamps.tree_hash(stamps.load_tokenizer("vqvae", "x")) == HASH
 
 
 def test_a_damaged_file_is_named(home):

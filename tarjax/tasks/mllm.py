@@ -27,7 +27,8 @@ class Task:
   (checkpoint specs), embed_init, and scale, which the codebook is divided by to have rows like the
   text's; `config.ta_tok` is then the tokenizer's network. Without it, a run starts from config.init
   or from scratch, and `config.ta_tok_from` may name the run whose words the data must be. With
-  `config.pre_align` only the rows of what is not text are trained (the pre-alignment of Table 3).
+  `config.pre_align` only the rows of what is not text, and what the representation adds, are trained
+  (the pre-alignment of Table 3).
 
   `config.representation` is "ta_tok" unless it says otherwise. "vqvae" and "janus" have
   words.tokens codes in a picture, `vqvae_from` in the place of `ta_tok_from`, and rows that start
@@ -129,8 +130,9 @@ class Task:
     return hybrid.place_loss({"mllm": params}, hidden, subcodes, drawn, self.config.loss_chunk)
 
   def _only_new(self, params):
-    """The same parameters, of which only the rows after the text's have a gradient."""
+    """The same parameters: only rows after the text's and what pictures add have a gradient."""
     fixed = jax.lax.stop_gradient(params)
+    added = {name: params[name] for name in self.representation.added}
 
     def rows(table, kept, axis):
       shape = [1, 1]
@@ -143,4 +145,4 @@ class Task:
     if "lm_head" in params:
       head, kept = params["lm_head"]["kernel"], fixed["lm_head"]["kernel"]
       tables["lm_head"] = dict(fixed["lm_head"], kernel=rows(head, kept, 1))
-    return fixed | tables
+    return fixed | tables | added

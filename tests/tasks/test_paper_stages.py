@@ -116,5 +116,5 @@ def test_a_ta_tok_with_a_codebook_of_its_own(home):
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert all(np.isfinite([x["loss"], x["codes_usage"]]).all() for x in lines)
   assert not (workdir / "selected_token_ids.npy").exists()
-  quantizer = stamps.load_ta_tok(str(workdir))["quantizer"]
+  quantizer = stamps.load_tokenizer("ta_tok", str(workdir))["quantizer"]
   assert quantizer["table"].shape == (64, 16) and len(quantizer) == 1

@@ -49,7 +49,11 @@ def make_world(home: Path) -> Path:
   write_networks(home)
   for name in ("laion_raw", "laion_aesthetic", "imagenet"):
     write_tar(home / "data" / name, rng)
-  made = {"tokenizers": {"ta_tok": stamps.tree_hash(stamps.load_ta_tok(str(home / "ta_tok")))}}
+  made = {
+    "tokenizers": {
+      "ta_tok": stamps.tree_hash(stamps.load_tokenizer("ta_tok", str(home / "ta_tok")))
+    }
+  }
   coder = {"tokenizers": {"vqvae": stamps.tree_hash(checkpoint.load(str(home / "vqvae")))}}
   for resolution, length in (("256", 4), ("512", 16), ("1024", 64)):
     records = [picture(i, rng, vq=[rng.integers(0, 64, length)]) for i in range(16)]
