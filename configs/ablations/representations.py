@@ -17,7 +17,7 @@ from typing import Any
 import configs.mllm
 from configs.ablations import base
 from configs.digits import mllm_hybrid, mllm_janus, mllm_vqvae
-from tarjax.ablations import Effect, Folder, Metric, Row, Table, train
+from tarjax.ablations import Effect, Folder, Metric, Row, Run, Table, encode, train
 from tarjax.evals.table_scores import DPG, GENERATION, UND, UNDERSTANDING
 
 FILE = "configs/ablations/representations.py"
@@ -50,12 +50,30 @@ def get_config(variant="ta_tok_10m"):
   return config
 
 
+PLACES = ("tokenizer_places", "encoded_places", "hybrid")
+
+
+def places():
+  """What the twin's Hybrid rows have in common, of which a quickstart makes nothing."""
+  words = ("{folder}/tokenizer", "{run}", "1")
+  codes = ("--config.ta_tok=", "--config.vqvae=", "--config.unitok=../hybrid")
+  return Folder(
+    {
+      "hybrid": train("configs/digits/hybrid.py", reads=("tokenizer",)),
+      "tokenizer_places": Run(
+        "tarjax.data.tokenizer", words, ("tokenizer",), "tokenizer_config.json"
+      ),
+      "encoded_places": encode("configs/digits/encode_vq.py", *codes, reads=("hybrid",)),
+    }
+  )
+
+
 def reads(row, mini):
   """What a row's training starts from and learns from."""
   if row == "ta_tok":
     return base.reads(mini)
   if row == "hybrid" and mini:
-    return ("llm", "tokenizer_places", "encoded_places", "hybrid")
+    return ("llm", *PLACES)
   if row == "hybrid":
     return ("start_1p5b_places", "data", "places_i2t", "places_t2i", "hybrid")
   own = ("vqvae", "siglip2") if row == "janus" else ("vqvae",)
@@ -81,7 +99,8 @@ def of_bundle(row, mini):
 def get_table(mini):
   seeds, prefix = base.SEEDS[mini], "mini_" if mini else ""
   points = ["10m"] if mini else list(POINTS)
-  folders, rows = {}, {}
+  folders, rows = {"places": places()} if mini else {}, {}
+  shared = {"hybrid": {name: f"places/{name}" for name in PLACES}} if mini else {}
   for row in VARIANTS:
     title, paper = PAPER[row]
     scores = {}
@@ -93,7 +112,7 @@ def get_table(mini):
         own = of_bundle(row, mini)
         more = [path.partition("/")[0] for path in own.get("components", {}).values()]
         runs["score"] = base.scored(mini, more=more)
-        folders[folder] = Folder(runs, **own)
+        folders[folder] = Folder(runs, shared.get(row, {}), **own)
       keys = tuple(f"{folder}/score" for folder in made)
       scores |= {f"und-{point}": keys, f"gen-{point}": keys}
     rows[row] = Row(title, scores, paper)

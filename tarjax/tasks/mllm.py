@@ -27,8 +27,8 @@ class Task:
   (checkpoint specs), embed_init, and scale, which the codebook is divided by to have rows like the
   text's; `config.ta_tok` is then the tokenizer's network. Without it, a run starts from config.init
   or from scratch, and `config.ta_tok_from` may name the run whose words the data must be. With
-  `config.pre_align` only the rows of what is not text, and what the representation adds, are trained
-  (the pre-alignment of Table 3).
+  `config.pre_align` only the rows of what is not text, and what the representation adds, are
+  trained (the pre-alignment of Table 3).
 
   `config.representation` is "ta_tok" unless it says otherwise. "vqvae" and "janus" have
   words.tokens codes in a picture, `vqvae_from` in the place of `ta_tok_from`, and rows that start
