@@ -26,13 +26,17 @@ VARIANTS = {
   "align_100m": {"widen.embed_init": "random", "pre_align": True},
   "after_align": {},  # the 25M samples after either
 }
-ALIGN = {"align_50m": {False: 48_828, True: 750}, "align_100m": {False: 97_656, True: 1500}}
-EARLY = {False: base.STEPS // 3, True: base.MINI_STEPS // 3}
+MINI_STEPS = 1500
+ALIGN = {
+  "align_50m": {False: 48_828, True: MINI_STEPS // 2},
+  "align_100m": {False: 97_656, True: MINI_STEPS},
+}
+EARLY = {False: base.STEPS // 3, True: MINI_STEPS // 3}
 
 
 def get_config(variant="ta_tok"):
   row, mini = base.split(variant, VARIANTS)
-  config = base.mllm(mini)
+  config = base.mllm(mini, mini_steps=MINI_STEPS)
   with config.unlocked():
     config.pre_align = False
     if not mini:
@@ -46,7 +50,7 @@ def get_config(variant="ta_tok"):
   config.update_from_flattened_dict(VARIANTS[row])
   if row in ALIGN:
     config.steps = ALIGN[row][mini]
-    config.optim.warmup = base.MINI_STEPS // 25 if mini else base.WARMUP
+    config.optim.warmup = MINI_STEPS // 25 if mini else base.WARMUP
   return config
 
 

@@ -19,12 +19,13 @@ MIXTURES = {
   "gen": {"t2i": 2.0, "text": 1.0},
   "both": base.MIXTURE,
 }
+MINI_STEPS = 3600
 SHARE = 3 / 5  # of the joint run's samples that one task and the text are
 
 
 def get_config(variant="both"):
   row, mini = base.split(variant, MIXTURES)
-  config = base.mllm(mini, MIXTURES[row])
+  config = base.mllm(mini, MIXTURES[row], MINI_STEPS)
   if row != "both":
     config.steps = int(SHARE * config.steps)
     config.optim.warmup = int(SHARE * config.optim.warmup)

@@ -22,6 +22,7 @@ VARIANTS = {
   "20m": {"steps": 2 * base.STEPS, "optim.warmup": 2 * base.WARMUP},
   "40m": {"steps": 4 * base.STEPS, "optim.warmup": 4 * base.WARMUP},
 }
+MINI_STEPS = 4500
 MINI_SCALES = {"data.scales.1": 1.0, "data.scales.2": 1.0, "data.scales.3": 1.0}
 # fmt: off
 PAPER = {
@@ -34,7 +35,7 @@ PAPER = {
 
 def get_config(variant="10m"):
   row, mini = base.split(variant, VARIANTS)
-  config = base.mllm(mini)
+  config = base.mllm(mini, mini_steps=MINI_STEPS)
   config.update_from_flattened_dict(MINI_SCALES if mini else VARIANTS[row])
   return config
 
