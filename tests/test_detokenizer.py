@@ -115,6 +115,8 @@ class Painter:
 class Features:
   """Stands for `TaTokWords`: features of codes."""
 
+  scales = (1, 2, 3)
+
   def condition(self, trees, ids):
     return jnp.zeros((*ids.shape, 6))
 

@@ -61,7 +61,8 @@ def make_record(
   elif caption is None:
     raise ValueError("it has neither 'conversations' nor a caption")
   elif images:
-    record |= {"conversations": captioned(caption, name, task), "caption": caption}
+    talk = captioned(caption, name, "t2i" if caption == unsaid else task)
+    record |= {"conversations": talk, "caption": caption}
   elif caption == fields.get("text"):
     return record | {"text": caption}
   else:

@@ -21,6 +21,7 @@ TITLES: dict[str, str] = {
 VERSIONS = {
   "original": "original",
   "vqvae": "VQVAE",
+  "unitok": "UniTok",
   "scale1": "scale 1",
   "scale2": "scale 2",
   "scale3": "scale 3",

@@ -218,7 +218,11 @@ class GroupNorm(nn.Module):
 
 
 class Conv(nn.Module):
-  """2-D convolution, float[b y x c] -> float[b y' x' c'], kernel [ky kx c/groups c']."""
+  """2-D convolution, float[b y x c] -> float[b y' x' c'], kernel [ky kx c/groups c'].
+
+  Groups are cut over `model`, as they must be: for an axis of the mesh that cuts neither pictures
+  nor groups, XLA's partitioner multiplies the kernel's gradient by the axis's size.
+  """
 
   features: int
   size: int | tuple[int, int] = 3
@@ -235,6 +239,8 @@ class Conv(nn.Module):
     shape = (ky, kx, x.shape[-1] // self.groups, self.features)
     axes = (None, None, "conv_in", "conv_out")
     kernel = self.param("kernel", named(self.init, *axes), shape, jnp.float32)
+    if self.groups > 1:
+      x = shard(x, "batch", "image", None, "act_mlp")
     y = jax.lax.conv_general_dilated(
       x.astype(self.dtype),
       kernel.astype(self.dtype),

@@ -86,6 +86,7 @@ class ChannelConv(nn.Module):
     if platform() == "cpu":
       y = sum_of_shifts(x, kernel)
     else:
+      x = shard(x, "batch", "image", None, "act_mlp")  # see `layers.Conv`
       names = ("NHWC", "HWIO", "NHWC")
       options: Any = {"dimension_numbers": names, "feature_group_count": x.shape[-1]}
       y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **options)

@@ -249,7 +249,7 @@ def test_draw_is_uniform_and_differs():
   ("change", "message"),
   [
     ({"formt": "packed"}, "config.data has no key 'formt'; did you mean 'format'"),
-    ({"format": "rows"}, r"config.data.format is one of \['codes', 'images'"),
+    ({"format": "rows"}, r"config.data.format is one of \['classes', 'codes'"),
     ({"resize": "stretch"}, "config.data.resize"),
     ({"sources": []}, "config.data.sources is empty"),
     ({"scales": {"4": 1.0}}, r"scales 1, 2 and 3, not \['4'\]"),

@@ -71,6 +71,8 @@ def test_what_is_measured(alone, home):
 
 def test_a_benchmark_is_asked_of_the_pipeline(home):
   class Pipe:
+    bundle = {"sampling": {"scale": 3}}
+
     def describe(self, images, questions, *, scale, temperature, **how):
       assert (scale, temperature) == (2, 0.0) and len(questions) <= 4
       return ["yes"] * len(questions)
@@ -111,6 +113,8 @@ def test_a_run_with_evaluators_ends_with_the_same_weights(home, monkeypatch):
   for name in ("plain", "evaluated"):
     config = tiny_paper.parse("vqvae", home)
     config.data.sources = (tiny_paper.FOLDER,)
+    config.frozen = ConfigDict()
+    config.update(lpips={"weight": 0.0}, gan={"weight": 0.0})
     config.model.update(channels=4, latent=4, groups=2, multipliers=(1,))
     config.update_from_flattened_dict({"optim.ema": 0.5, "optim.lr": 0.01, "steps": 3})
     config.update_from_flattened_dict({"save_every": 3, "eval_batches": 1})

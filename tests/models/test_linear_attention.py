@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from jax.sharding import NamedSharding, PartitionSpec
 
+from tarjax.models import linear_attention
 from tarjax.models.linear_attention import ChannelConv, linear_attend
+from tarjax.sharding import make_mesh
 from tests import golden
 
 
@@ -61,3 +64,21 @@ def test_channel_convolution_and_its_gradients_are_those_of_torch(size):
   for got, t, order in zip(grads, given, [(0, 2, 3, 1), (2, 3, 1, 0)], strict=True):
     assert t.grad is not None
     golden.close(got, t.grad.numpy().transpose(order), 1e-5)
+
+
+def test_a_kernels_gradient_counts_once_on_a_mesh(monkeypatch):
+  """As on TPUs, over an axis of the mesh that cuts no pictures."""
+  monkeypatch.setattr(linear_attention, "platform", lambda: "tpu")
+  rng = np.random.default_rng(0)
+  x, kernel = (rng.normal(size=s).astype(np.float32) for s in ((8, 6, 6, 4), (3, 3, 1, 4)))
+
+  def loss(kernel, x):
+    y = ChannelConv(3, bias=False).apply({"params": {"kernel": kernel}}, x)
+    return jnp.sin(jnp.asarray(y)).sum()
+
+  want = jax.jit(jax.grad(loss))(kernel, x)
+  mesh = make_mesh({"data": 2, "fsdp": 2, "model": 2})
+  with jax.set_mesh(mesh):
+    rows = jax.device_put(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+    golden.close(jax.jit(jax.grad(loss))(whole, rows), np.asarray(want), 1e-5)

@@ -58,9 +58,10 @@ def assert_alike(a, b, rtol):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_mesh_of_eight_trains_like_one_device(home, stage, monkeypatch):
   name = stage.replace(":", "_")
-  mesh = run(home, f"{name}_mesh", stage, **FLOAT32)
+  judged = {"gan.start": 0} if stage in ("vqvae:tiny", "hybrid:tiny") else {}  # one program
+  mesh = run(home, f"{name}_mesh", stage, **FLOAT32, **judged)
   on_one_device(monkeypatch)
-  assert_alike(mesh, run(home, f"{name}_one", stage, **FLOAT32), 1e-4)
+  assert_alike(mesh, run(home, f"{name}_one", stage, **FLOAT32, **judged), 1e-4)
 
 
 @pytest.mark.parametrize("stage", ["ar_dtok:256_tiny", "mllm:tiny_sft"])
