@@ -22,7 +22,7 @@ VARIANTS = {
   "20m": {"steps": 2 * base.STEPS, "optim.warmup": 2 * base.WARMUP},
   "40m": {"steps": 4 * base.STEPS, "optim.warmup": 4 * base.WARMUP},
 }
-MINI_STEPS = 4500
+MINI_STEPS = 3000
 MINI_SCALES = {"data.scales.1": 1.0, "data.scales.2": 1.0, "data.scales.3": 1.0}
 # fmt: off
 PAPER = {
