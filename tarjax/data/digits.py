@@ -35,7 +35,7 @@ SCENE_PROMPTS = 0.06  # share of text-to-image prompts that are captions of thre
 REGION = 8  # side of the squares whose contents "regions" of a caption names, in pixels
 SHARES = (1, 1, 2, 2, 2, 3)  # of the categories of prompts in training
 CAPTIONED = 0.15  # share of i2t records that ask for a caption
-POLLED = 0.55  # share of i2t records that ask yes/no questions only: one bit each, so there are many
+POLLED = 0.55  # share of i2t records that ask yes/no only: one bit each, so there are many
 POLLS = 6  # of them, as POPE asks of a picture
 
 
