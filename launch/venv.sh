@@ -18,6 +18,9 @@ fingerprint() {
   cat requirements.txt "$1" <(echo "$PWD") | cksum | tr ' ' '-'
 }
 
+# A run is a dozen short processes, which would all compile the same Python anew.
+unset PYTHONDONTWRITEBYTECODE
+
 # .venv/installed lists the fingerprints that are met. It is written last, so that an interrupted
 # install leaves none and the next call starts over.
 make_venv() {

@@ -113,7 +113,8 @@ def chunked_cross_entropy(
 
   Under a mesh every device takes its own batch rows and, over the axis `model`, its own words. The
   gradient is computed in the pass that computes the loss, so no logits are computed twice, and the
-  table's is summed in float32 and reduced over the devices once.
+  table's is summed in float32 and reduced over the devices once. On one device positions without a
+  label, half of a packed batch, cost nothing.
 
   Args:
     hidden: float[b l d], aligned with the labels (shift them before); products have its dtype.
@@ -157,11 +158,11 @@ _summed_losses.defvjp(_losses_and_gradients, _scaled_gradients)
 
 
 def _over_devices(chunk, used, gradients, *arrays):
-  """`_in_chunks` on every device's part of the batch and of the words, or here without a mesh."""
+  """`_in_chunks` on every device's part of the batch and of the words, or here on one device."""
   run = functools.partial(_in_chunks, chunk, used, gradients)
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return run(None, *arrays)
+  if mesh.empty or mesh.size == 1:
+    return _labelled_first(functools.partial(run, None), *arrays)
   rows, words = PartitionSpec(("data", "fsdp")), PartitionSpec(("model", "fsdp"))
   out = (PartitionSpec(), (rows, words) if gradients else ())
   places = (rows, words, rows, rows)
@@ -170,13 +171,29 @@ def _over_devices(chunk, used, gradients, *arrays):
   )(*arrays)
 
 
+def _labelled_first(run, hidden, table, labels, counted):
+  """`run` on the same positions in another order, so that whole chunks have no label."""
+  b, l, d = hidden.shape
+  order = jnp.argsort(labels.ravel() < 0, stable=True)
+
+  def pack(x):  # [b l ...], the first b of the order in the first column
+    return x.reshape(b * l, *x.shape[2:])[order].reshape(l, b, *x.shape[2:]).swapaxes(0, 1)
+
+  sums, gradients = run(pack(hidden), table, pack(labels), pack(counted))
+  if not gradients:
+    return sums, ()
+  dx = gradients[0].swapaxes(0, 1).reshape(b * l, d)
+  dx = jnp.zeros_like(dx).at[order].set(dx, unique_indices=True)
+  return sums, (dx.reshape(b, l, d), gradients[1])
+
+
 def _in_chunks(chunk, used, gradients, mesh, hidden, table, labels, counted):
   """One device's share: sums float32[m] over all devices, and the gradients of sums[0].
 
   Args:
     chunk, used: as in `chunked_cross_entropy`.
     gradients: whether to compute them, else ().
-    mesh: axis sizes, or None without a mesh.
+    mesh: axis sizes, or None on one device, which passes over chunks without a label.
     hidden, table, labels, counted: the local parts; the table's along `model` and `fsdp`.
   """
   (b, l, d), dtype, first = hidden.shape, hidden.dtype, 0
@@ -214,10 +231,16 @@ def _in_chunks(chunk, used, gradients, mesh, hidden, table, labels, counted):
     dx = jnp.einsum("blv,vd->bld", dlogits, weights, preferred_element_type=jnp.float32)
     return (sums, dw), over_words(dx, jax.lax.psum).astype(dtype)
 
+  def passed(carry, xs):
+    return carry, jnp.zeros_like(xs[0]) if gradients else None
+
+  def step_or_not(carry, xs):
+    return jax.lax.cond((xs[1] >= 0).any(), step, passed, carry, xs)
+
   dw = jnp.zeros(weights.shape, jnp.float32) if gradients else None
   start = (jnp.zeros(counted.shape[-1], jnp.float32), dw)
   xs = (split(hidden, 0), split(labels, IGNORED), split(counted, False))
-  (sums, dw), dx = jax.lax.scan(step, start, xs)
+  (sums, dw), dx = jax.lax.scan(step if mesh else step_or_not, start, xs)
   if mesh:
     sums = jax.lax.psum(sums, ("data", "fsdp"))
   if not gradients:

@@ -209,8 +209,7 @@ def restart_dead_codes(inner, codes: int, until: int) -> optax.GradientTransform
     error = MEMORY * state.error + (1 - MEMORY) * jnp.square(gradient).sum(1)
     dead = (use < DEAD) & (state.step < until)
     table, (draw, noise) = codebook(params), jax.random.split(jax.random.key(state.step))
-    weights = jnp.log(jnp.where(dead, 0.0, error))
-    model = table[jax.random.categorical(draw, weights, shape=(codes,))]  # [e d]
+    model = table[jax.random.choice(draw, codes, (codes,), p=jnp.where(dead, 0.0, error))]  # [e d]
     length = jnp.linalg.norm(model, axis=1, keepdims=True) / table.shape[1] ** 0.5
     moved = model + APART * length * jax.random.normal(noise, table.shape)
 

@@ -127,6 +127,21 @@ def test_chunked_cross_entropy_over_devices_is_that_of_one(sizes):
   close(got[1][1], t.grad)
 
 
+def test_one_device_computes_no_logits_of_unlabelled_chunks():
+  """Whatever stands at positions without a label reaches nothing, not even as zero times it."""
+  hidden, table, labels = rand(3, 8, 6), rand(11, 6, seed=1), np.full((3, 8), losses.IGNORED)
+  labels[[0, 0, 1, 2, 2, 2], [1, 4, 7, 0, 3, 6]] = [3, 1, 4, 1, 5, 9]  # two chunks of eight
+
+  def loss(hidden, table):
+    return losses.chunked_cross_entropy(hidden, table, jnp.asarray(labels), 1)[0]
+
+  run = jax.jit(jax.value_and_grad(loss, (0, 1)))
+  want = run(jnp.asarray(hidden), jnp.asarray(table))
+  got = run(jnp.asarray(np.where((labels < 0)[..., None], np.nan, hidden)), jnp.asarray(table))
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  assert (want[1][0][labels < 0] == 0).all() and np.abs(want[1][0][labels >= 0]).min() > 0
+
+
 def test_the_heads_gradient_is_reduced_once():
   mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
   hidden, labels = jnp.zeros((8, 16, 4)), jnp.zeros((8, 16), jnp.int32)

@@ -13,7 +13,7 @@ def get_config(variant="full"):
   config.optim.name = "muon"
   config.model = dict(base.LLM)
   config.words = dict(text_rows=base.TEXT_ROWS, codes=0)
-  config.loss_chunk = 256
+  config.loss_chunk = 32
   config.data = dict(
     sources=[dict(name="documents", weight=1.0)],
     format="packed",

@@ -15,7 +15,7 @@ def get_config(variant="full"):
   config.words = dict(text_rows=base.TEXT_ROWS, codes=base.CODES)
   config.ta_tok = dict(base.TA_TOK)
   config.widen = dict(llm="../llm", ta_tok="../ta_tok", embed_init="codebook", scale=base.ROW_SCALE)
-  config.loss_chunk = 256
+  config.loss_chunk = 32
   config.data = dict(
     sources=[
       dict(name="records", path="../encoded/i2t", weight=2.0),

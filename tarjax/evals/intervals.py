@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 Counts = Mapping[str, float]
 Metrics = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -59,5 +59,5 @@ def ratio(part, whole):
 def of_runs(values: Sequence[float]) -> tuple[float, float, float]:
   """Mean of two or more runs that differ in their seed, and the ends of Student's interval."""
   mean, n = float(np.mean(values)), len(values)
-  reach = stats.t.ppf((1 + LEVEL) / 2, n - 1) * float(np.std(values, ddof=1)) / n**0.5
+  reach = special.stdtrit(n - 1, (1 + LEVEL) / 2) * float(np.std(values, ddof=1)) / n**0.5
   return mean, mean - reach, mean + reach
