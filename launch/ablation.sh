@@ -14,6 +14,8 @@ from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/arguments.sh
 source launch/arguments.sh
+# shellcheck source=launch/cpu.sh
+source launch/cpu.sh
 
 absolute() {
   [[ $1 == /* ]] && echo "$1" || echo "$from/$1"
@@ -62,9 +64,7 @@ python=${PYTHON:-.venv/bin/python}
 if [[ $only_shown ]]; then exec "$python" -m tarjax.ablate "${words[@]}"; fi
 if [[ $mini && ! -f $base/scores.json ]]; then bash launch/quickstart.sh --out "$base"; fi
 
-# glibc gives memory back after every step and faults it in again at the next: keep it.
-export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
-export MALLOC_TOP_PAD_=268435456
+if [[ $mini ]]; then small_steps 1; fi
 
 # A lane is a caller of its own; they share the runs as callers on several machines do.
 cores=$(nproc 2>/dev/null || echo 1)

@@ -61,6 +61,8 @@ fi
 
 # shellcheck source=launch/venv.sh
 source launch/venv.sh
+# shellcheck source=launch/cpu.sh
+source launch/cpu.sh
 make_venv requirements.txt
 python=.venv/bin/python
 
@@ -72,13 +74,7 @@ train() {
   "${pin[@]}" "$python" -m tarjax.train --config="configs/digits/$1.py$variant" --workdir="$out/$1" --config.seed="$seed"
 }
 
-# glibc gives memory back after every step and faults it in again at the next: keep it.
-export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
-export MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
-
-# In runs of minutes, optimizing programs any further takes longer than it saves.
-[[ $variant ]] && level=0 || level=1
-export XLA_FLAGS="--xla_backend_optimization_level=$level ${XLA_FLAGS:-}"
+[[ $variant ]] && small_steps 0 || small_steps 1
 
 # Two lanes, each on its half of the cores: a step of this size keeps one core busy, and threads of
 # two steps wait for each other. Lines, not bars: the lanes share them.

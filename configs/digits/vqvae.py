@@ -9,7 +9,7 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("vqvae", steps=2500, batch=16, lr=3e-3, warmup=30)
+  config = base.get_config("vqvae", steps=2300, batch=16, lr=3e-3, warmup=30)
   config.optim.restart_codes = base.VQ_CODES
   config.mix = 0.5
   config.model = dict(base.VQVAE)
