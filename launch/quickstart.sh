@@ -74,7 +74,7 @@ train() {
   "${pin[@]}" "$python" -m tarjax.train --config="configs/digits/$1.py$variant" --workdir="$out/$1" --config.seed="$seed"
 }
 
-[[ $variant ]] && small_steps 0 || small_steps 1
+small_steps "$([[ $variant ]] && echo 0 || echo 1)"
 
 # Two lanes, each on its half of the cores: a step of this size keeps one core busy, and threads of
 # two steps wait for each other. Lines, not bars: the lanes share them.
