@@ -22,9 +22,6 @@ JUDGE = "discriminator"  # the parameters that have their own loss, see `adversa
 # Restarts of dead codes: the weight of the past in a code's share of use, the share below which it
 # is dead, how far from its model it lands (relative to that one's length), and for how long.
 MEMORY, DEAD, APART, RESTARTS = 0.98, 0.05, 0.1, 0.7
-# Newton and Schulz's, which take singular values of a hundredth of the norm and more near one. A
-# fifth only helps those of three thousandths, on which a short run does not depend.
-ITERATIONS = 4
 ADAMS_SIZE = 0.2  # root mean square of Muon's updates: one learning rate then serves it and Adam
 
 
@@ -133,7 +130,6 @@ def muon_nadam(schedule, b1, b2, eps, weight_decay, mask) -> optax.GradientTrans
     adam_b1=b1,
     adam_b2=b2,
     eps=eps,
-    ns_steps=ITERATIONS,
     muon_weight_dimension_numbers=matrices,
     consistent_rms=ADAMS_SIZE,
   )  # towards lower loss, as the decay below

@@ -193,11 +193,7 @@ def test_muon_on_blocks_is_pytorchs_and_the_rest_is_nadam():
 
   theirs = {k: torch.nn.Parameter(x) for k, x in layers(params).items()}
   muon = torch.optim.Muon(
-    list(theirs.values()),
-    lr=0.01,
-    weight_decay=0.1,
-    adjust_lr_fn="match_rms_adamw",
-    ns_steps=optim.ITERATIONS,
+    list(theirs.values()), lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
   )
   start = layers(params)
   for _ in range(4):

@@ -37,6 +37,9 @@ SHARES = (1, 1, 2, 2, 2, 3)  # of the categories of prompts in training
 CAPTIONED = 0.15  # share of i2t records that ask for a caption
 POLLED = 0.55  # share of i2t records that ask yes/no only: one bit each, so there are many
 POLLS = 6  # of them, as POPE asks of a picture
+# Share of those that name a colour. With the test's, .75, colours alone answer most of them, and a
+# run may never learn to look for the digit.
+POLLED_COLOURS = 0.4
 
 
 def record(turns: list[tuple[str, str]], images: list) -> dict:
@@ -74,7 +77,8 @@ def _i2t(rng: random.Random, split: str) -> dict:
   if form < CAPTIONED:
     turns = [(rng.choice(words.DESCRIBE), words.caption(rng, scene))]
   elif form < CAPTIONED + POLLED:
-    turns = [turn for _ in range(POLLS) if (turn := words.ask(rng, "yesno", scene))]
+    polls = (words.ask(rng, "yesno", scene, coloured=POLLED_COLOURS) for _ in range(POLLS))
+    turns = [turn for turn in polls if turn]
   else:
     kinds = rng.sample(words.KINDS, len(words.KINDS))
     turns = [turn for kind in kinds if (turn := words.ask(rng, kind, scene))][: rng.randint(2, 5)]

@@ -17,6 +17,7 @@ CATEGORIES = (
   "position",
   "colour_attribution",
 )
+COLOURED = 0.75  # share of yes/no questions that name a colour
 KINDS = ("digit", "colour", "yesno", "count", "relation")  # of questions
 
 SIMILAR = "Generate an image similar to <image>"  # paper Sec. 3.4
@@ -136,11 +137,16 @@ def caption(rng: random.Random, scene: Scene) -> str:
 
 
 def ask(
-  rng: random.Random, kind: str, scene: Scene, positive: bool | None = None
+  rng: random.Random,
+  kind: str,
+  scene: Scene,
+  positive: bool | None = None,
+  coloured: float = COLOURED,
 ) -> tuple[str, str] | None:
   """A question of one kind with its short answer, or None when the scene does not support it.
 
-  `positive` fixes the answer of a yes/no question; left out, it is a fair coin.
+  `positive` fixes the answer of a yes/no question; left out, it is a fair coin. `coloured` is the
+  share of these that name a colour.
 
   Raises:
     ValueError: an unknown kind.
@@ -150,7 +156,7 @@ def ask(
   if kind == "colour":
     return _ask_colour(rng, scene)
   if kind == "yesno":
-    return _ask_yesno(rng, scene, rng.random() < 0.5 if positive is None else positive)
+    return _ask_yesno(rng, scene, rng.random() < 0.5 if positive is None else positive, coloured)
   if kind == "count":
     forms = ("How many digits are there?", "How many digits are in the image?", "Count the digits.")
     return rng.choice(forms), DIGITS[len(scene.glyphs)]
@@ -182,13 +188,15 @@ def _ask_colour(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
   return rng.choice((f"What colour is the {noun}?", f"Which colour is the {noun}?")), glyph.colour
 
 
-def _ask_yesno(rng: random.Random, scene: Scene, positive: bool) -> tuple[str, str]:
-  """As POPE: half of the noes keep the digit and change its colour, half name an absent digit."""
+def _ask_yesno(rng: random.Random, scene: Scene, positive: bool, share: float) -> tuple[str, str]:
+  """As POPE. Of the noes at a share of COLOURED, half keep the digit and change its colour, half
+  name an absent digit; at a smaller share more do the latter.
+  """
   glyph = rng.choice(scene.glyphs)
   label, colour = glyph.label, glyph.colour
-  coloured = rng.random() < 0.75
+  coloured = rng.random() < share
   if not positive:
-    if coloured and rng.random() < 2 / 3:  # 0.75 * 2 / 3 is half of all noes
+    if coloured and rng.random() < 0.5 / COLOURED:
       taken = {g.colour for g in scene.glyphs if g.label == label}
       colour = rng.choice([c for c in COLOURS if c not in taken])
     else:

@@ -103,15 +103,22 @@ def test_evaluation_questions_have_short_answers_and_balanced_yes_and_no():
   assert set(answers["count"]) == {"one", "two", "three", "four"}
 
 
-def test_yes_and_no_are_balanced_in_training():
-  answers, coloured = [], []
+@pytest.mark.parametrize("share", [words.COLOURED, 0.4])
+def test_yes_and_no_are_balanced(share):
+  """Neither that a colour is named nor which digit is tells the answer."""
+  answers, coloured, kept = [], [], []
   for i in range(8000):
     rng = stream("balance", i)
-    question, answer = words.ask(rng, "yesno", draw_any(rng, "train")) or ("", "")
+    scene = draw_any(rng, "train")
+    question, answer = words.ask(rng, "yesno", scene, coloured=share) or ("", "")
     answers.append(answer)
     coloured += [answer] if any(c in question for c in COLOURS) else []
+    if answer == "no":
+      kept.append(any(DIGITS[g.label] in question for g in scene.glyphs))
   assert abs(answers.count("yes") / 8000 - 0.5) < 0.02
+  assert abs(len(coloured) / 8000 - share) < 0.02
   assert abs(coloured.count("yes") / len(coloured) - 0.5) < 0.02
+  assert abs(np.mean(kept) - 0.5 * share / words.COLOURED) < 0.03
 
 
 def test_answers_to_questions_are_true():
