@@ -16,13 +16,20 @@ pixels; Janus's SigLIP2 lies in the MLLM's run. A run in training may take the p
 whose own folder is then not looked at.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.errors import FlaxError
 
 from tarjax import checkpoint
 from tarjax.config import UserError
+from tarjax.convert.rules import flatten
 from tarjax.models import tar
 from tarjax.models.ar_dtok import ArDtok, ArDtokConfig
 from tarjax.models.qwen2 import Qwen2, Qwen2Config
@@ -41,12 +48,43 @@ PARTS = {  # what a representation needs beside the tokenizer and the MLLM
 }
 COMPONENTS = ("tokenizer", "mllm", *PARTS["ta_tok"])
 OPTIONAL = ("dif_dtok", "dc_ae")
-NETWORKS: dict[str, Callable[[Any], Any]] = {  # config of a run -> module
-  "mllm": lambda config: Qwen2(Qwen2Config(**config.model)),
-  "ta_tok": lambda config: TaTok(TaTokConfig(**config.model)),
-  "ar_dtok": lambda config: ArDtok(ArDtokConfig(**config.model)),
-  "vqvae": lambda config: VqVae(VqVaeConfig(**config.model)),
-  "unitok": lambda config: UniTok(UniTokConfig(**config.model)),
+
+
+class Network(NamedTuple):
+  task: str  # of its runs
+  make: Callable[[Any], Any]  # config.model -> module
+  inputs: Callable[[Any], tuple]  # module -> what its init takes
+
+
+def _pixels(side: int) -> jax.Array:
+  return jnp.zeros((1, side, side, 3))
+
+
+def _ids(length: int) -> jax.Array:
+  return jnp.zeros((1, length), jnp.int32)
+
+
+NETWORKS = {
+  "mllm": Network("mllm", lambda c: Qwen2(Qwen2Config(**c)), lambda net: (_ids(8),)),
+  "ta_tok": Network(
+    "ta_tok", lambda c: TaTok(TaTokConfig(**c)), lambda net: (_pixels(net.cfg.encoder.image),)
+  ),
+  "ar_dtok": Network(
+    "ar_dtok",
+    lambda c: ArDtok(ArDtokConfig(**c)),
+    lambda net: (
+      jnp.zeros((1, net.config.cond_length, net.config.cond_width)),
+      _ids(net.config.length),
+    ),
+  ),
+  "vqvae": Network(
+    "vqvae", lambda c: VqVae(VqVaeConfig(**c)), lambda net: (_pixels(2 * net.config.factor),)
+  ),
+  "unitok": Network(
+    "hybrid",
+    lambda c: UniTok(UniTokConfig(**c)),
+    lambda net: (_pixels(net.config.encoder.image), _ids(net.config.text.length)),
+  ),
 }
 
 
@@ -130,6 +168,50 @@ def configs(folder: Path, bundle: dict, training: Mapping[str, Any]) -> dict[str
     elif name in parts and (folder / parts[name]).is_dir():
       found[name] = checkpoint.read_config(folder / parts[name])
   return found
+
+
+def networks(configs: Mapping[str, Any]) -> dict[str, Any]:
+  """{component: module} of `configs`.
+
+  Raises:
+    UserError: a run of another kind, or one whose config.model no such network has.
+  """
+  made = {}
+  for name, config in configs.items():
+    network = NETWORKS[name]
+    if config.task != network.task:
+      raise UserError(f"component {name!r} is a run of {config.task!r}, not of {network.task!r}")
+    try:
+      made[name] = network.make(config.model)
+    except TypeError as e:
+      raise UserError(f"component {name!r}: its config.model does not make one: {e}") from e
+  return made
+
+
+@contextlib.contextmanager
+def check_weights(modules: Mapping[str, Any], trees: Mapping[str, Any]):
+  """Where a network does not run with its parameters, says which do not fit its config.
+
+  To trace an init for their shapes takes seconds, so nothing is traced before.
+
+  Raises:
+    UserError: one that is missing, or of another shape, with both shapes.
+  """
+  try:
+    yield
+  except (FlaxError, ValueError) as e:  # the latter from a scan of another depth
+    for name in modules.keys() & trees.keys():
+      module, have = modules[name], flatten(trees[name])
+      boxed = jax.eval_shape(module.init, jax.random.key(0), *NETWORKS[name].inputs(module))
+      for parameter, want in flatten(nn.meta.unbox(boxed["params"])).items():
+        if parameter not in have:
+          raise UserError(f"the checkpoint of component {name!r} has no {parameter}") from e
+        if have[parameter].shape != want.shape:
+          raise UserError(
+            f"component {name!r} does not fit its config.json: {parameter} is "
+            f"{have[parameter].shape} in the checkpoint, {want.shape} by the config"
+          ) from e
+    raise
 
 
 def load(folder: Path, bundle: dict, names: Collection[str]) -> tuple[dict, dict]:

@@ -66,7 +66,10 @@ def exit_code(run: Callable[[], object]) -> int:
   """Runs a verb -> 0, or 2 after one sentence on stderr about what cannot be done."""
   try:
     run()
-  except (UserError, ValueError, OSError) as e:
+  except OSError as e:
+    print(f"error: {f'{e.filename}: {e.strerror}' if e.filename else e}", file=sys.stderr)
+    return 2
+  except (UserError, ValueError) as e:
     print(f"error: {e}", file=sys.stderr)
     return 2
   return 0

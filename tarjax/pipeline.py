@@ -58,7 +58,7 @@ class TarPipeline:
       self.tok = tokens.load_tokenizer(folder / parts["tokenizer"])
       self.vocab = tokens.make_vocab(self.tok)
     config = bundles.configs(folder, bundle, training)
-    modules = {name: bundles.NETWORKS[name](config[name]) for name in config}
+    modules = bundles.networks(config)
     self.mllm: Any = modules.get("mllm")
     self.ta_tok: Any = modules.get("ta_tok")
     self.ar_dtok: Any = modules.get("ar_dtok")
@@ -67,6 +67,7 @@ class TarPipeline:
     self.representation = make_representation(config.get("mllm", ConfigDict()), modules)
     self.codes = self.representation.num_ids
     self._stored, self.frozen = bundles.load(folder, bundle, config.keys() - training.keys())
+    self.checked = lambda: bundles.check_weights(modules, self._stored)
     self.dif: DifDetokenizer | None = None
     runs = [folder / parts[name] for name in OPTIONAL if name in parts]
     fits = self.representation.scales and not training
@@ -109,7 +110,8 @@ class TarPipeline:
       book = self.compiled(
         "codebook", lambda p: self.ta_tok.apply({"params": p}, method="codebook")
       )
-      self.trees["codebook"] = book(params["ta_tok"])
+      with self.checked():
+        self.trees["codebook"] = book(params["ta_tok"])
 
   def release(self) -> None:
     """Leaves the devices to others, until the next `settle`."""
@@ -181,12 +183,14 @@ class TarPipeline:
     for rows, real in self.devices.batches(len(codes), self.batch):
       ids = self.devices.rows(codes[rows])
       if dif:
-        cond = words.condition(self.trees, ids)
+        with self.checked():
+          cond = words.condition(self.trees, ids)
         cond = jnp.asarray(self.devices.host(cond))  # on the default device, as Dif-DTok is
         pictures.append(dif.draw(cond, numbers[rows], **chosen)[:real])
         continue
       seed = self.devices.rows(numbers[rows])
-      drawn = words.decode(self.trees, ids, seed, **chosen)
+      with self.checked():
+        drawn = words.decode(self.trees, ids, seed, **chosen)
       pictures.append(to_uint8(self.devices.host(drawn)[:real]))
     return self._canvas(np.concatenate(pictures))
 
@@ -374,7 +378,8 @@ class TarPipeline:
     out, seeds = [], np.asarray(seeds, np.uint32)
     for rows, real in self.devices.batches(len(prompts), self.batch):
       given = self.inputs(ids[rows], [prompts[i].pictures for i in rows])
-      drawn = new(given, *(self.devices.rows(x[rows]) for x in (mask, seeds)))
+      with self.checked():
+        drawn = new(given, *(self.devices.rows(x[rows]) for x in (mask, seeds)))
       out.append(self.devices.host(drawn)[:real])
     return np.concatenate(out)
 
@@ -389,7 +394,8 @@ class TarPipeline:
   def _map(self, key, function, trees, array: np.ndarray) -> np.ndarray:
     out = []
     for rows, real in self.devices.batches(len(array), self.batch):
-      made = self.compiled(key, function)(*trees, self.devices.rows(array[rows]))
+      with self.checked():
+        made = self.compiled(key, function)(*trees, self.devices.rows(array[rows]))
       out.append(self.devices.host(made)[:real])
     return np.concatenate(out)
 

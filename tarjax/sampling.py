@@ -91,7 +91,7 @@ def draw_settings(temperature: float, top_k: int, top_p: float) -> dict[str, Any
   Raises:
     ValueError: a value out of range.
   """
-  if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+  if not 0 <= temperature < np.inf or top_k < 0 or not 0 < top_p <= 1:
     raise ValueError(
       f"temperature={temperature}, top_k={top_k}, top_p={top_p}: need >= 0, >= 0, in (0, 1]"
     )

@@ -19,6 +19,15 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 PATIENCE = 1200  # seconds that the processes wait for each other's part of a save
 POLL = 0.05  # seconds
+# Replicas share the writing of an array whose parts are at least so large. Orbax would cut every
+# array, and compile a slice of each shape and place before the first save is off the devices.
+SHARED_BYTES = 1 << 20
+
+ocp.type_handlers.register_type_handler(
+  jax.Array,
+  ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARED_BYTES),
+  override=True,
+)
 
 
 class Manager(ocp.CheckpointManager):

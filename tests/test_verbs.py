@@ -1,9 +1,13 @@
 """The two verbs of a bundle, fed rubbish: one sentence on stderr, exit code 2, no traceback."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_bundle
 from PIL import Image
 
 from tarjax import describe, generate
@@ -80,3 +84,48 @@ def test_damaged_bundle(tmp_path, capsys, picture):
   (tmp_path / "bundle.json").write_text("{")
   said = refused(capsys, describe.main, "--model", str(tmp_path), "--image", picture)
   assert "damaged" in said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  return tiny_bundle.make_bundle(tmp_path_factory.mktemp("whole"))
+
+
+def changed(whole: Path, home: Path, run: str, change) -> str:
+  """The bundle with another config in one of its runs; its other folders are links."""
+  for path in whole.iterdir():
+    if path.name != run:
+      (home / path.name).symlink_to(path)
+  shutil.copytree(whole / run, home / run)
+  file = home / run / "config.json"
+  made = json.loads(file.read_text())
+  change(made["config"])
+  file.write_text(json.dumps(made))
+  return str(home)
+
+
+def wider(config):
+  config["model"]["mlp"] *= 2
+
+
+@pytest.mark.parametrize(
+  "run, change, said",
+  [
+    ("sft", wider, r"'mllm' does not fit its config.json: .* \(4, 384, 128\) .* \(4, 768, 128\)"),
+    ("ar_dtok", wider, "'ar_dtok' does not fit its config.json"),
+    ("ta_tok", lambda c: c["model"]["decoder"].update(depth=3), "'ta_tok' .* decoder"),
+    ("vqvae", lambda c: c["model"].update(blocks=2), "'vqvae' has no "),
+    ("vqvae", lambda c: c.update(task="dc_ae"), "'vqvae' is a run of 'dc_ae', not of 'vqvae'"),
+    ("ar_dtok", lambda c: c["model"].update(heids=2), "'ar_dtok': .*heids"),
+  ],
+)
+def test_a_checkpoint_of_another_size(tmp_path, capsys, whole, run, change, said):
+  model, out = changed(whole, tmp_path, run, change), str(tmp_path / "o.png")
+  given = "--model", model, "--prompt", "a three", "--out", out
+  assert re.search(said, refused(capsys, generate.main, *given))
+
+
+@pytest.mark.parametrize("setting", ["--temperature=nan", "--temperature=-1", "--top_p=0"])
+def test_sampling_out_of_range(tmp_path, capsys, whole, setting):
+  given = f"--model={whole}", "--prompt=a three", f"--out={tmp_path / 'o.png'}"
+  assert setting[2:] in refused(capsys, generate.main, *given, setting)
