@@ -8,6 +8,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from jax import monitoring
 
 from tarjax import saving, sharding
 from tarjax.state import TrainState
@@ -59,6 +60,22 @@ def test_a_save_never_waits_for_the_one_before(tmp_path, monkeypatch):
   save(saver, 4)
   saver.close()
   assert steps(saver) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("size, compiled", [(1024, 0), (4 * saving.SHARED_BYTES, 8)])
+def test_replicas_share_the_writing_of_large_arrays_only(tmp_path, size, compiled):
+  """Each replica's part is a slice, which is compiled while the loop waits."""
+  value, saver, found = state(1, size), saving.Saver(tmp_path, 1), []
+
+  def heard(event, seconds, **about):
+    del seconds, about
+    found.extend([event] if event.endswith("backend_compile_duration") else [])
+
+  monitoring.register_event_duration_secs_listener(heard)
+  saver.save(1, value, {})
+  saver.close()
+  monitoring.unregister_event_duration_listener(heard)
+  assert len(found) == compiled
 
 
 def test_no_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
