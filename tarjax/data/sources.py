@@ -185,8 +185,13 @@ def write_shard(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
 
 
 def finish_records(directory: str | Path, meta: Mapping[str, Any]) -> dict:
-  """Writes meta.json, last of all: `meta` with "count" and "shards" (file, count, sha256)."""
+  """Writes meta.json, last of all: `meta` with "count" and "shards" (file, count, sha256).
+
+  What killed processes left of the shards is removed.
+  """
   shards = []
+  for left in Path(directory).glob(f".{SHARD.replace('{:05d}', '*')}.*"):
+    left.unlink(missing_ok=True)
   for file in sorted(Path(directory).glob(SHARD.replace("{:05d}", "*"))):
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     shards.append({"file": file.name, "count": _count(file), "sha256": digest})

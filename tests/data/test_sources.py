@@ -97,6 +97,13 @@ def test_an_interrupted_write_is_not_a_folder_of_records(folder):
   assert not [f.name for f in path.iterdir() if "one" in f.name]
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path):
+  left = tmp_path / ".shard-00000.array_record.4711"
+  left.touch()
+  sources.write_records(tmp_path, [], meta={})
+  assert not left.exists() and (tmp_path / "shard-00000.array_record").exists()
+
+
 def test_damage(folder):
   path, _ = folder
   shard = path / "shard-00001.array_record"
