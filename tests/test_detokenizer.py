@@ -1,5 +1,6 @@
 """Dif-DTok out of two run folders: pictures of seeds, samplers, and what a bundle says about it."""
 
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -128,7 +129,7 @@ def pipeline(dif):
   pipe.devices = Devices()
   sampling = {"pixels": {}, "dif": {"steps": 3, "sampler": "euler"}}
   pipe.bundle = {"sampling": sampling, "preprocessing": {"canvas": 8}}
-  pipe.representation, pipe.trees = Features(), {}
+  pipe.representation, pipe.trees, pipe.checked = Features(), {}, contextlib.nullcontext
   return pipe
 
 
