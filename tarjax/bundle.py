@@ -51,7 +51,7 @@ OPTIONAL = ("dif_dtok", "dc_ae")
 
 
 class Network(NamedTuple):
-  task: str  # of its runs
+  tasks: tuple[str, ...]  # of its runs
   make: Callable[[Any], Any]  # config.model -> module
   inputs: Callable[[Any], tuple]  # module -> what its init takes
 
@@ -65,12 +65,12 @@ def _ids(length: int) -> jax.Array:
 
 
 NETWORKS = {
-  "mllm": Network("mllm", lambda c: Qwen2(Qwen2Config(**c)), lambda net: (_ids(8),)),
+  "mllm": Network(("mllm",), lambda c: Qwen2(Qwen2Config(**c)), lambda net: (_ids(8),)),
   "ta_tok": Network(
-    "ta_tok", lambda c: TaTok(TaTokConfig(**c)), lambda net: (_pixels(net.cfg.encoder.image),)
+    ("ta_tok",), lambda c: TaTok(TaTokConfig(**c)), lambda net: (_pixels(net.cfg.encoder.image),)
   ),
   "ar_dtok": Network(
-    "ar_dtok",
+    ("ar_dtok", "llamagen"),
     lambda c: ArDtok(ArDtokConfig(**c)),
     lambda net: (
       jnp.zeros((1, net.config.cond_length, net.config.cond_width)),
@@ -78,10 +78,10 @@ NETWORKS = {
     ),
   ),
   "vqvae": Network(
-    "vqvae", lambda c: VqVae(VqVaeConfig(**c)), lambda net: (_pixels(2 * net.config.factor),)
+    ("vqvae",), lambda c: VqVae(VqVaeConfig(**c)), lambda net: (_pixels(2 * net.config.factor),)
   ),
   "unitok": Network(
-    "hybrid",
+    ("hybrid",),
     lambda c: UniTok(UniTokConfig(**c)),
     lambda net: (_pixels(net.config.encoder.image), _ids(net.config.text.length)),
   ),
@@ -179,8 +179,10 @@ def networks(configs: Mapping[str, Any]) -> dict[str, Any]:
   made = {}
   for name, config in configs.items():
     network = NETWORKS[name]
-    if config.task != network.task:
-      raise UserError(f"component {name!r} is a run of {config.task!r}, not of {network.task!r}")
+    if config.task not in network.tasks:
+      raise UserError(
+        f"component {name!r} is a run of {config.task!r}, not of {network.tasks[0]!r}"
+      )
     try:
       made[name] = network.make(config.model)
     except TypeError as e:
