@@ -35,12 +35,11 @@ SCENE_PROMPTS = 0.06  # share of text-to-image prompts that are captions of thre
 REGION = 8  # side of the squares whose contents "regions" of a caption names, in pixels
 SHARES = (1, 1, 2, 2, 2, 3)  # of the categories of prompts in training
 CAPTIONED = 0.15  # share of i2t records that ask for a caption
-POLLED = 0.55  # share of i2t records that ask in POPE's way, several times of one picture
-POLLS = 6  # so many times
-# What they ask. A yes tells one bit, and colours alone get most of it: a run may then never learn
-# to look for the digit, as "What colour is the three?" makes it do.
-POLLED_KINDS = {"yesno": 6, "colour": 3, "relation": 1}
-POLLED_COLOURS = 0.4  # share of their yes/no questions that name a colour; of the test's, .75
+POLLED = 0.55  # share of i2t records that ask yes/no only: one bit each, so there are many
+POLLS = 6  # of them, as POPE asks of a picture
+# Share of those that name a colour. With the test's, .75, colours alone answer most of them, and a
+# run may never learn to look for the digit.
+POLLED_COLOURS = 0.4
 
 
 def record(turns: list[tuple[str, str]], images: list) -> dict:
@@ -78,9 +77,7 @@ def _i2t(rng: random.Random, split: str) -> dict:
   if form < CAPTIONED:
     turns = [(rng.choice(words.DESCRIBE), words.caption(rng, scene))]
   elif form < CAPTIONED + POLLED:
-    kinds = rng.choices(tuple(POLLED_KINDS), tuple(POLLED_KINDS.values()), k=POLLS)
-    polls = [words.ask(rng, kind, scene, coloured=POLLED_COLOURS) for kind in kinds]
-    polls = polls if any(polls) else [words.ask(rng, "yesno", scene)]
+    polls = (words.ask(rng, "yesno", scene, coloured=POLLED_COLOURS) for _ in range(POLLS))
     turns = [turn for turn in polls if turn]
   else:
     kinds = rng.sample(words.KINDS, len(words.KINDS))
