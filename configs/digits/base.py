@@ -19,8 +19,8 @@ VQ_LENGTH = 36  # 6 x 6
 
 VISION = dict(width=64, depth=3, heads=4, mlp=192, image=IMAGE, patch=4)
 TEXT = dict(vocab=TEXT_ROWS, width=64, depth=2, heads=4, mlp=192, length=32)
-LLM: dict[str, Any] = dict(vocab=TEXT_ROWS, width=128, depth=4, heads=4, kv_heads=4, head_dim=32)
-LLM |= dict(mlp=384, theta=1e4)  # of a million's frequencies, half hardly turn in a picture
+LLM: dict[str, Any] = dict(vocab=TEXT_ROWS, width=128, depth=6, heads=4, kv_heads=4, head_dim=32)
+LLM |= dict(mlp=192, theta=1e4)  # of a million's frequencies, half hardly turn in a picture
 TA_TOK = dict(
   encoder=VISION,
   decoder=dict(depth=2, heads=4, mlp=192, positions=64),
