@@ -9,7 +9,7 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("ar_dtok", steps=5900, batch=8, lr=3e-3, warmup=60)
+  config = base.get_config("ar_dtok", steps=5500, batch=8, lr=3e-3, warmup=60)
   config.optim.weight_decay = 0.05
   config.model = dict(base.AR_DTOK)
   config.ta_tok = dict(base.TA_TOK)

@@ -9,7 +9,7 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("siglip2", steps=1800, batch=16, lr=6e-3, warmup=30)
+  config = base.get_config("siglip2", steps=1700, batch=16, lr=6e-3, warmup=30)
   config.optim.name = "muon"
   config.dense = 60.0
   # Nothing and ten digits, nothing and six inks; without `ground`, that takes 18 codes at random.

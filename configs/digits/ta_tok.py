@@ -14,7 +14,7 @@ NEW += ["decode_task1", "decode_task2"]
 
 
 def get_config(variant="full"):
-  config = base.get_config("ta_tok", steps=1500, batch=8, lr=1e-3, warmup=30)
+  config = base.get_config("ta_tok", steps=1400, batch=8, lr=1e-3, warmup=30)
   config.optim.update(name="muon", b2=0.99)
   config.model = dict(base.TA_TOK)
   config.scales = {"1": 1.0, "2": 4.0, "3": 1.0}
