@@ -9,7 +9,7 @@ from configs.digits import base
 
 
 def get_config(variant="full"):
-  config = base.get_config("mllm", steps=800, batch=4, lr=2e-3, warmup=60)
+  config = base.get_config("mllm", steps=900, batch=4, lr=2e-3, warmup=60)
   config.optim.update(name="muon", b2=0.99)
   config.model = dict(base.LLM, vocab=2587)  # 1,558 + 5 + 1,024 rows
   config.words = dict(text_rows=base.TEXT_ROWS, codes=base.CODES)
@@ -28,6 +28,6 @@ def get_config(variant="full"):
     tokenizer="../tokenizer_tar",
     length=256,
     scales={"1": 1.0, "2": 14.0, "3": 1.0},
-    label_style="clean",  # of the frame's words there is nothing to learn, and the head takes time
+    label_style="reference",
   )
   return base.variant(config, variant)

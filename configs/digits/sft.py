@@ -13,7 +13,7 @@ def get_config(variant="full"):
   del config.widen, config.ta_tok
   config.init = {"": "../mllm"}
   if variant != "smoke":
-    config.update(steps=1750)
+    config.update(steps=1850)
   config.data.sources = [
     dict(name="records", path="../encoded/i2t", weight=1.0),
     dict(name="records", path="../encoded/t2i", weight=1.0),

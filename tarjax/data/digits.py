@@ -5,7 +5,7 @@
 function of (task, split, seed, i). `t2i_prompts` and `i2t_questions` are the evaluation sets.
 
     t2i      "a red three left of a blue seven" -> <image>
-    i2t      <image> and two to seven questions -> short answers, or a caption
+    i2t      <image> and two to six questions -> short answers, or a caption
     i2i      "Generate an image similar to <image>" -> <image>
     ti2i     "<image> left of a blue seven" -> <image>
     text     questions about Python and about digits -> answers
@@ -36,10 +36,10 @@ REGION = 8  # side of the squares whose contents "regions" of a caption names, i
 SHARES = (1, 1, 2, 2, 2, 3)  # of the categories of prompts in training
 CAPTIONED = 0.15  # share of i2t records that ask for a caption
 POLLED = 0.55  # share of i2t records that ask yes/no only: one bit each, so there are many
-POLLS = 7  # of them, as POPE asks of a picture: with one prompt they fill a packed row
+POLLS = 6  # of them, as POPE asks of a picture
 # Share of those that name a colour. With the test's, .75, colours alone answer most of them, and a
-# shallow model may never learn to look for the digit.
-POLLED_COLOURS = 0.6
+# run may never learn to look for the digit.
+POLLED_COLOURS = 0.4
 
 
 def record(turns: list[tuple[str, str]], images: list) -> dict:
