@@ -10,6 +10,7 @@ import pytest
 import tiny_bundle
 from PIL import Image
 
+from configs.digits import base
 from tarjax import describe, generate
 from tarjax.pipeline import COMPONENTS
 
@@ -108,10 +109,14 @@ def wider(config):
   config["model"]["mlp"] *= 2
 
 
+LLM = base.LLM
+DOWN = [re.escape(str((LLM["depth"], n * LLM["mlp"], LLM["width"]))) for n in (1, 2)]
+
+
 @pytest.mark.parametrize(
   "run, change, said",
   [
-    ("sft", wider, r"'mllm' does not fit its config.json: .* \(4, 384, 128\) .* \(4, 768, 128\)"),
+    ("sft", wider, rf"'mllm' does not fit its config.json: .* {DOWN[0]} .* {DOWN[1]}"),
     ("ar_dtok", wider, "'ar_dtok' does not fit its config.json"),
     ("ta_tok", lambda c: c["model"]["decoder"].update(depth=3), "'ta_tok' .* decoder"),
     ("vqvae", lambda c: c["model"].update(blocks=2), "'vqvae' has no "),
