@@ -36,13 +36,14 @@ def fake(*words: str, reads: tuple[str, ...] = ()) -> Run:
   return Run("fake_run", ("{run}", *words), reads)
 
 
-def make(code: int = 0, steps: int = 1, seconds: float = 0.0, values=None) -> Table:
+def make(code: int = 0, steps: int = 1, seconds: float = 0.0, values=None, told=True) -> Table:
   """Rows a, b and c, each with two seeds; a's training of seed 0 ends with `code`.
 
   Args:
     code: exit code of that run.
     steps, seconds: of the run that all share.
     values: {row: the scores of its seeds}.
+    told: whether the paper has numbers and findings.
   """
   values = values or {"a": (0.5, 0.6), "b": (0.7, 0.8), "c": (0.5, 0.5)}
   shared = fake("--steps", str(steps), "--seconds", str(seconds), reads=("start",))
@@ -61,7 +62,7 @@ def make(code: int = 0, steps: int = 1, seconds: float = 0.0, values=None) -> Ta
     row: Row(
       f"row {row}",
       same([f"{row}-{seed}/score" for seed in range(len(values[row]))], "und"),
-      {"und": paper},
+      {"und": paper} if told else {},
     )
     for row, paper in zip(values, (80.0, 90.0, 80.0), strict=True)
   }
@@ -72,4 +73,4 @@ def make(code: int = 0, steps: int = 1, seconds: float = 0.0, values=None) -> Ta
     Effect("a does not converge", "und", "a", expected="not converged"),
   )
   metrics = {"und": Metric("understanding", value)}
-  return Table("Table 0", metrics, rows, folders, effects, {}, "A note.")
+  return Table("Table 0", metrics, rows, folders, effects if told else (), {}, "A note.")

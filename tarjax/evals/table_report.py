@@ -79,16 +79,20 @@ def ours_of(found: Finding) -> str:
 
 
 def grid(table: Table, results: Results) -> Iterator[list[str]]:
-  """The table's rows with a head: paper's and ours of each metric."""
-  yield [
-    "",
-    *(f"{m.title}, {whose}" for m in table.metrics.values() for whose in ("paper", "ours")),
-  ]
+  """The table's rows with a head: ours of each metric, after the paper's where it has any."""
+  told = {
+    m for m in table.metrics if any(row.paper.get(m) is not None for row in table.rows.values())
+  }
+  head = [""]
+  for name, metric in table.metrics.items():
+    head += [f"{metric.title}, paper", f"{metric.title}, ours"] if name in told else [metric.title]
+  yield head
   for name, row in table.rows.items():
     cells = [row.title]
     for metric in table.metrics:
       cell = results.cells[name].get(metric)
-      cells += [number(row.paper.get(metric)), ours(cell) if cell else ""]
+      cells += [number(row.paper.get(metric))] if metric in told else []
+      cells.append(ours(cell) if cell else "")
     yield cells
 
 
@@ -114,8 +118,9 @@ def notes(table: Table, mini: bool) -> list[str]:
 def markdown(table: Table, results: Results, mini: bool) -> str:
   """report.md."""
   lines = [f"# {table.title}{' (mini)' if mini else ''}", "", table.question, ""]
-  lines += [*_markdown(list(grid(table, results))), "", "## Findings", ""]
-  lines += [*_markdown(list(effects(table, results))), ""]
+  lines += [*_markdown(list(grid(table, results))), ""]
+  if results.findings:
+    lines += ["## Findings", "", *_markdown(list(effects(table, results))), ""]
   for title, text in crashes(results):
     lines += [f"## {title}", "", "```", text, "```", ""]
   lines += [line for note in notes(table, mini) for line in (note, "")]
@@ -136,8 +141,10 @@ def html(table: Table, results: Results, mini: bool, out: Path) -> str:
     f'<p class="facts">{"mini, " if mini else ""}{escape(str(out))}</p></header>',
     f"<section>{table_figure.svg(panels(table, results), table.title)}</section>",
     f"<section><h2>The table</h2>{_html(list(grid(table, results)))}</section>",
-    f"<section><h2>Findings</h2>{_html(list(effects(table, results)))}</section>",
   ]
+  if results.findings:
+    found = _html(list(effects(table, results)))
+    parts.append(f"<section><h2>Findings</h2>{found}</section>")
   if table.curve:
     chart = curves(table, out, *table.curve)
     parts.append(f"<section><h2>Learning curves</h2>{chart}</section>")

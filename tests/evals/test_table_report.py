@@ -19,9 +19,9 @@ from tarjax.evals.table_results import AGREES, DOES_NOT, UNDECIDED, Estimate
 VALUES = {"a": (0.5, 0.6, 0.52), "b": (0.75, 0.84, 0.78), "c": (0.51, 0.61, 0.53)}
 
 
-def made(tmp_path: Path, values=VALUES, missing=(), failed=()) -> tuple[str, Path]:
+def made(tmp_path: Path, values=VALUES, missing=(), failed=(), told=True) -> tuple[str, Path]:
   """A page, and an OUT whose runs are done but for some."""
-  file, out = page(tmp_path, values=values), tmp_path / "out"
+  file, out = page(tmp_path, values=values, told=told), tmp_path / "out"
   for key in make(values=values).of_rows(list(values)):
     (out / key).mkdir(parents=True)
     row, seed = key[0], key.partition("/")[0][2:]
@@ -62,6 +62,13 @@ def test_numbers_intervals_and_verdicts(tmp_path, capsys):
   assert {"svg", "table"} <= set(page.seen) and any(ours in t for t in page.texts)
   picture = np.asarray(Image.open(tmp_path / "out/report.png"))
   assert picture.shape[2] == 3 and (picture != picture[0, 0]).any(-1).sum() > 2000
+
+
+def test_no_room_is_kept_for_what_the_paper_does_not_say(tmp_path):
+  text, html = report(*made(tmp_path, told=False))
+  assert "|  | understanding |\n" in text and "| row b | 0.790 [" in text
+  assert "Findings" not in text + html and "paper</td>" not in html
+  check(html)
 
 
 def test_what_is_missing_and_what_crashed_is_shown(tmp_path):
