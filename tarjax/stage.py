@@ -50,7 +50,7 @@ class Stage:
     return state.Programs(*parts, self.config.accumulate, options)
 
   def batch(self) -> dict[str, Any]:
-    """ShapeDtypeStructs of a global batch, by `config.data.format`; see data.pipeline.
+    """ShapeDtypeStructs of a global batch, by `config.data.format`; see data.rows.
 
     Raises:
       UserError: another format.

@@ -4,7 +4,7 @@ import pytest
 
 from configs import own_data
 from tarjax import config as configs
-from tarjax.data import pipeline
+from tarjax.data import rows
 
 
 @pytest.mark.parametrize("stage", own_data.STAGES)
@@ -13,7 +13,7 @@ def test_each_stage_reads_what_it_is_told(tmp_path, stage, monkeypatch):
   file = own_data.__file__
   argv = [f"--config={file}:{stage}:folder:pictures", f"--workdir={tmp_path}"]
   config, _ = configs.parse([*argv, "--config.data.workers=3"])
-  data = pipeline.make_config(config.data)
+  data = rows.make_config(config.data)
   assert [dict(spec) for spec in data.sources] == [
     {"name": "folder", "path": str(tmp_path / "pictures"), "weight": 1.0}
   ]

@@ -18,18 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from tarjax.models.layers import (
-  Array,
-  Attention,
-  Embed,
-  GatedMlp,
-  Linear,
-  RMSNorm,
-  init_cache,
-  normal,
-  stack,
-  zeros,
-)
+from tarjax.models.layers import Array, Embed, Linear, RMSNorm, normal, zeros
+from tarjax.models.transformer import Attention, GatedMlp, init_cache, stack
 from tarjax.sharding import named, shard
 
 THETA = 1e4  # base of the rotary positions

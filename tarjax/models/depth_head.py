@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from tarjax.models.attention import rotary_table
-from tarjax.models.layers import Array, Embed, Linear, RMSNorm, init_cache, normal, stack, zeros
+from tarjax.models.layers import Array, Embed, Linear, RMSNorm, normal, zeros
 from tarjax.models.qwen2 import Block, Qwen2Config
 from tarjax.models.siglip2 import unit
+from tarjax.models.transformer import init_cache, stack
 from tarjax.models.unitok import picked
 from tarjax.sharding import named, shard
 

@@ -16,17 +16,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tarjax.models.layers import (
   Array,
-  Attention,
   LayerNorm,
   Linear,
   RMSNorm,
   normal,
-  stack,
   standardize,
   xavier,
   zeros,
 )
 from tarjax.models.linear_attention import GatedConv, LinearAttention
+from tarjax.models.transformer import Attention, stack
 from tarjax.sharding import named, shard
 
 WAVES = 256  # width of the sinusoidal time embedding

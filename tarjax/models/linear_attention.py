@@ -17,10 +17,10 @@ from tarjax.models.layers import (
   RMSNorm,
   as_matrix,
   lecun,
-  norm_heads,
   xavier,
   zeros,
 )
+from tarjax.models.transformer import norm_heads
 from tarjax.sharding import named, platform, shard
 
 EPS = 1e-15

@@ -14,17 +14,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from tarjax.models.attention import rotary_table
-from tarjax.models.layers import (
-  Array,
-  Attention,
-  Embed,
-  GatedMlp,
-  Linear,
-  RMSNorm,
-  init_cache,
-  normal,
-  stack,
-)
+from tarjax.models.layers import Array, Embed, Linear, RMSNorm, normal
+from tarjax.models.transformer import Attention, GatedMlp, init_cache, stack
 from tarjax.sharding import shard
 
 
@@ -33,7 +24,7 @@ class Qwen2Config:
   """Sizes of a Qwen2 model; the defaults are Qwen2.5-0.5B.
 
   `vocab` is the number of rows of the table, padding rows included. `remat` is "none"
-  or a policy by name, see `layers.remat_policy`.
+  or a policy by name, see `transformer.remat_policy`.
   """
 
   vocab: int = 151_936

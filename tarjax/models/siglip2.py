@@ -15,18 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from tarjax.models.layers import (
-  Array,
-  Attention,
-  Embed,
-  LayerNorm,
-  Linear,
-  Mlp,
-  lecun,
-  normal,
-  stack,
-  xavier,
-)
+from tarjax.models.layers import Array, Embed, LayerNorm, Linear, lecun, normal, xavier
+from tarjax.models.transformer import Attention, Mlp, stack
 from tarjax.sharding import named, shard
 
 Grids = Sequence[tuple[int, int]]

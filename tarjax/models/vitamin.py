@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from tarjax.models.layers import Array, Attention, Conv, LayerNorm, Linear, stack, xavier
+from tarjax.models.layers import Array, Conv, LayerNorm, Linear, xavier
 from tarjax.models.siglip2 import square_side
+from tarjax.models.transformer import Attention, stack
 from tarjax.sharding import shard
 
 EXPANSION = 4  # of channels inside an MBConv block

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tarjax.data import damage, pipeline, sources, tokenizer
+from tarjax.data import damage, pipeline, rows, sources, tokenizer
 from tarjax.data.damage import Damaged, Quarantine, TooManyDamaged
 from tarjax.data.mixture import Mixture
 from tests.data import foreign
@@ -91,11 +91,11 @@ def home(tmp_path_factory):
   home = tmp_path_factory.mktemp("home")
   tokenizer.build_tokenizer(home / "text", 290, DOCUMENTS)
   tokenizer.add_image_tokens(home / "text", home / "tokenizer", 32)
-  rows = [({"caption": f"three {i}"}, [picture(i)]) for i in range(60)]
+  pairs = [({"caption": f"three {i}"}, [picture(i)]) for i in range(60)]
   for i in (7, 30, 31):
-    rows[i] = (rows[i][0], [picture(i)[:50]])
-  foreign.write_jsonl(home / "llava", rows)
-  foreign.write_parquet(home / "parquet", rows[:30])
+    pairs[i] = (pairs[i][0], [picture(i)[:50]])
+  foreign.write_jsonl(home / "llava", pairs)
+  foreign.write_parquet(home / "parquet", pairs[:30])
   text = [({"conversations": turns(f"two {i}", "three " * (i % 9 + 1))}, []) for i in range(50)]
   text[20] = ({"conversations": turns("<image>", "no")}, [])
   foreign.write_jsonl(home / "chats", text)
@@ -200,9 +200,9 @@ def test_packers_go_to_worker_processes(home):
   import cloudpickle
 
   config = ConfigDict({"seed": 3, "batch": 8, "workdir": str(home / "p"), "data": PACKED})
-  data = pipeline.make_config(config.data)
+  data = rows.make_config(config.data)
   records = pipeline.mix(data, workdir=config.workdir, split="train", seed=3)
-  row = pipeline.Packed(data, records, config, "train").row
+  row = rows.Packed(data, records, config, "train").row
   copy = cloudpickle.loads(cloudpickle.dumps(row))
   for r in (0, 40, 3):
     assert all((row(r)[k] == copy(r)[k]).all() for k in ("tokens", "labels"))

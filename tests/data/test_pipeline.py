@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from tarjax.data import pipeline, sources, tokenizer
+from tarjax.data import mixture, pipeline, rows, sources, tokenizer
 from tarjax.sharding import batch_sharding, make_mesh
 
 DOCUMENTS = ["You are a helpful assistant. system user a red three left of a blue seven"] * 3
@@ -113,16 +113,16 @@ def test_a_step_is_the_same_however_it_is_reached(home, name):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_hosts_share_one_stream(home, name):
-  data = pipeline.make_config(config(home, FORMATS[name]).data)
+  data = rows.make_config(config(home, FORMATS[name]).data)
   whole = take(home, FORMATS[name], 3)
   for hosts in (2, 4):
     parts = []
     for host in range(hosts):
       c = config(home, FORMATS[name])
       records = pipeline.mix(data, workdir=c.workdir, split="train", seed=c.seed)
-      rows = range(host * 8 // hosts, (host + 1) * 8 // hosts)
-      format_ = pipeline.FORMATS[name](data, records, c, "train")
-      steps = pipeline.Steps(format_.row, 8, rows)
+      share = range(host * 8 // hosts, (host + 1) * 8 // hosts)
+      format_ = rows.FORMATS[name](data, records, c, "train")
+      steps = pipeline.Steps(format_.row, 8, share)
       parts.append([steps[k] for k in range(3)])
     joined = [{k: np.concatenate([p[i][k] for p in parts]) for k in whole[0]} for i in range(3)]
     assert_same(whole, joined)
@@ -194,11 +194,11 @@ def test_the_samples_of_a_step_have_names(home):
 
 def test_mixture_and_scales(home):
   c = config(home, PACKED)
-  data = pipeline.make_config(c.data)
+  data = rows.make_config(c.data)
   records = pipeline.mix(data, workdir=c.workdir, split="train", seed=3)
   kinds = ["codes" in records(i) for i in range(300)]
   assert sum(kinds) == 200
-  packed = pipeline.Packed(data, records, c, "train")
+  packed = rows.Packed(data, records, c, "train")
   vocab = packed._vocab
   counts = np.zeros(3, int)
   for i in range(900):
@@ -214,7 +214,7 @@ def test_short_conversations_take_half_of_the_draws(home):
   c = config(home, PACKED)
   short = chat(0, [("human", "two"), ("gpt", "yes")])["conversations"]
   record = {**talking(8), "conversations_short": short}
-  packed = pipeline.Packed(pipeline.make_config(c.data), lambda i: record, c, "train")
+  packed = rows.Packed(rows.make_config(c.data), lambda i: record, c, "train")
   lengths = [len(packed.example(i)[0]) for i in range(400)]
   assert len(set(lengths)) == 2
   assert 160 < lengths.count(min(lengths)) < 240
@@ -239,7 +239,7 @@ def test_crops_are_random_in_training_only(home):
 
 
 def test_draw_is_uniform_and_differs():
-  values = np.array([[pipeline.draw(seed, i) for i in range(2000)] for seed in (0, 1)])
+  values = np.array([[mixture.draw(seed, i) for i in range(2000)] for seed in (0, 1)])
   assert len(np.unique(values)) == 4000
   np.testing.assert_allclose((values / 2.0**64).mean(axis=1), 0.5, atol=0.03)
   assert abs(np.corrcoef(values.astype(float))[0, 1]) < 0.08

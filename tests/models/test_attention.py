@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tarjax.models import attention
-from tarjax.models.layers import remat_policy
+from tarjax.models.transformer import remat_policy
 
 
 def draw(b=2, l=200, s=200, h=4, g=2, k=16):

@@ -11,8 +11,9 @@ import pytest
 from tarjax import sharding
 from tarjax.models import layers
 from tarjax.models.attention import attend
-from tarjax.models.layers import contract, remat_policy
+from tarjax.models.layers import contract
 from tarjax.models.qwen2 import Qwen2, Qwen2Config
+from tarjax.models.transformer import remat_policy
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7), (1, 5, 7), (2, 1, 7), None])
