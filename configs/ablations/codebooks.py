@@ -5,10 +5,11 @@
 
 Table 9, GQA, MME-P, POPE and DPG: (a) 32,768 random codes of width 16: 59.4, 1261, 86.7, 70.9; (b)
 the same of width 1,536: not converged; (c) 65,536 of the LLM's: 61.0, 1428, 87.4, 70.6. (a) and (b)
-are ordinary quantisers: a trained table, unit vectors, linear maps to its width and back; the
-MLLM's rows for their words start at random. Every row has a TA-Tok of its own, with its words, an
-AR-DTok and an MLLM. `min_usage` ends a TA-Tok whose codes fall out of use, as "not converged". The
-twin has 1,024 codes everywhere, of width 16, 128 and 128.
+are ordinary quantisers as LlamaGen's: a trained table, unit vectors, linear maps to its width and
+back, and a commitment of a quarter of the mean over the width (of the sum, the twin's (a) falls to
+1% of its codes too). The MLLM's rows for their words start at random. Every row has a TA-Tok of its
+own, with its words, an AR-DTok and an MLLM. `min_usage` ends a TA-Tok whose codes fall out of use,
+as "not converged". The twin has 1,024 codes everywhere, of width 16, 128 and 128.
 Hardware, metrics: configs/ablations/base.py; chip-hours: two TA-Toks, two AR-DToks, 50M samples.
 DATA also holds what is encoded again: parquet in i2t and t2i, tars in laion_aesthetic.
 """
@@ -31,6 +32,7 @@ VARIANTS = {  # of TA-Tok, by size
   },
   True: {"a": TABLE | {"model.width": 16}, "b": TABLE, "c": {}},
 }
+COMMIT = 0.25  # times the mean over the width; of unit vectors, the loss has the sum
 USAGE = {
   False: (0.1, 15_625),
   True: (0.05, 400),
@@ -53,6 +55,8 @@ def ta_tok(row, mini):
   config.min_usage, config.min_usage_after = USAGE[mini]
   config.lock()
   config.update_from_flattened_dict(VARIANTS[mini][row])
+  if config.model.l2_normalized:
+    config.beta = COMMIT / config.model.width
   return config
 
 

@@ -80,8 +80,9 @@ def test_rows_differ_in_what_the_table_says():
   assert weights["../t2i/data"] == 4 * weights["../i2i/data"] == pytest.approx(4 / 3)
   assert sum(weights.values()) == pytest.approx(5)
   (a, b, c) = (codebooks.get_config(f"mini_{row}_ta_tok") for row in "abc")
-  assert differences(a, b) == {"model/width"}
-  assert differences(b, c) == {"model/codebook", "model/l2_normalized"}
+  assert differences(a, b) == {"model/width", "beta"}
+  assert a.beta * a.model.width == b.beta * b.model.width == 0.25
+  assert differences(b, c) == {"model/codebook", "model/l2_normalized", "beta"}
   full = codebooks.get_config("a_mllm")
   assert full.words.codes == 32_768 and full.model.vocab % 512 == 0
   assert 0 <= full.model.vocab - (151_665 + 5 + 32_768) < 512
