@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tarjax.evals.report_charts import linear_ticks, short
 
 ROW, HEAD, FOOT = 26, 40, 30  # heights
+NAME, NAMES = 8, 214  # where names begin, and their room; longer ones push the rest to the right
 LEFT, RIGHT, WIDTH = 300.0, 560.0, 920  # of the axis, of all
 PAPER, OURS = 282.0, 580.0  # where the numbers beside it end, and begin
 SCALE = 2  # pixels of the PNG per unit
@@ -19,6 +20,7 @@ COLOURS = {
 }  # fmt: skip
 PAPERS = "#fbfaf7"
 SIZES = {"label": 12.5, "tick": 11.0, "title": 14.0}
+WIDER = 1.2  # a browser's font, at most, than the one of the PNG
 
 
 class Line(NamedTuple):
@@ -50,30 +52,34 @@ class Mark(NamedTuple):
   end: bool = False
 
 
-def marks(panels: Sequence[Panel]) -> tuple[list[Mark], int]:
-  """All marks, and the height of the figure."""
+def marks(panels: Sequence[Panel]) -> tuple[list[Mark], int, int]:
+  """All marks, and the width and height of the figure."""
+  font = ImageFont.load_default(SIZES["label"])
+  names = [font.getlength(line.name) for panel in panels for line in panel.lines]
+  aside = max(0, round(WIDER * max(names, default=0)) - NAMES)
   found: list[Mark] = []
   top = 0
   for panel in panels:
-    found += _panel(panel, top)
+    found += _panel(panel, top, aside)
     top += HEAD + ROW * len(panel.lines) + FOOT
-  return found, top
+  return found, WIDTH + aside, top
 
 
-def _panel(panel: Panel, top: int) -> list[Mark]:
+def _panel(panel: Panel, top: int, aside: int) -> list[Mark]:
   ends = [x for line in panel.lines for x in (line.value, line.low, line.high) if x is not None]
   ends += [0.0] if panel.zero or not ends else []
   ticks = linear_ticks(min(ends), max(ends))
   low, high = ticks[0], ticks[-1]
+  left, paper, ours = (x + aside for x in (LEFT, PAPER, OURS))
   first, last = top + HEAD - 8, top + HEAD + ROW * len(panel.lines) - 6
 
   def px(x: float) -> float:
-    return LEFT + (RIGHT - LEFT) * (x - low) / (high - low)
+    return left + (RIGHT - LEFT) * (x - low) / (high - low)
 
   found = [
-    Mark("title", 8, top + 20, text=panel.title),
-    Mark("tick", PAPER, top + 20, text="paper", end=True),
-    Mark("tick", OURS, top + 20, text="ours"),
+    Mark("title", NAME, top + 20, text=panel.title),
+    Mark("tick", paper, top + 20, text="paper", end=True),
+    Mark("tick", ours, top + 20, text="ours"),
   ]
   for tick in ticks:
     kind = "zero" if panel.zero and tick == 0 else "grid"
@@ -81,9 +87,9 @@ def _panel(panel: Panel, top: int) -> list[Mark]:
     found.append(Mark("tick", px(tick) + 10, last + 16, text=short(tick), end=True))
   for i, line in enumerate(panel.lines):
     y = top + HEAD + i * ROW + 8
-    found.append(Mark("label", 8, y, text=line.name))
-    found.append(Mark("tick", PAPER, y, text=line.paper, end=True))
-    found.append(Mark("label", OURS, y, text=line.note))
+    found.append(Mark("label", NAME, y, text=line.name))
+    found.append(Mark("tick", paper, y, text=line.paper, end=True))
+    found.append(Mark("label", ours, y, text=line.note))
     if line.low is not None and line.high is not None:
       found.append(Mark("whisker", px(line.low), y - 4, px(line.high), y - 4))
     if line.value is not None:
@@ -93,7 +99,7 @@ def _panel(panel: Panel, top: int) -> list[Mark]:
 
 def svg(panels: Sequence[Panel], label: str) -> str:
   """The figure as one `<svg>`, coloured by the page's CSS."""
-  found, height = marks(panels)
+  found, width, height = marks(panels)
   parts = []
   for m in found:
     if m.text:
@@ -105,15 +111,15 @@ def svg(panels: Sequence[Panel], label: str) -> str:
       kind = {"grid": "grid", "zero": "axis", "whisker": "line"}[m.kind]
       parts.append(f'<path class="{kind}" d="M{m.x:.1f} {m.y:.1f}L{m.x2:.1f} {m.y2:.1f}"/>')
   return (
-    f'<svg viewBox="0 0 {WIDTH} {height}" style="max-width:{WIDTH}px" role="img" '
+    f'<svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
     f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
   )
 
 
 def png(panels: Sequence[Panel], path: Path) -> None:
   """The same figure as a PNG file."""
-  found, height = marks(panels)
-  image = Image.new("RGB", (WIDTH * SCALE, height * SCALE), PAPERS)
+  found, width, height = marks(panels)
+  image = Image.new("RGB", (width * SCALE, height * SCALE), PAPERS)
   draw: Any = ImageDraw.Draw(image)
   fonts = {kind: ImageFont.load_default(size * SCALE) for kind, size in SIZES.items()}
   for m in found:
@@ -123,8 +129,8 @@ def png(panels: Sequence[Panel], path: Path) -> None:
     elif m.kind == "dot":
       draw.circle(at, 4.5 * SCALE, colour)
     elif m.kind in ("grid", "zero", "whisker"):
-      width = SCALE * (2 if m.kind == "whisker" else 1)
-      draw.line((*at, m.x2 * SCALE, m.y2 * SCALE), colour, width)
+      thick = SCALE * (2 if m.kind == "whisker" else 1)
+      draw.line((*at, m.x2 * SCALE, m.y2 * SCALE), colour, thick)
   new = path.with_name(path.name + ".new")
   image.save(new, "png", optimize=True)
   new.replace(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 from scipy import stats
 from test_report import check
 from tiny_table import make, page
@@ -189,5 +189,15 @@ def test_damaged_scores_are_named(tmp_path, capsys):
 
 def test_the_figure_has_no_row_without_room():
   lines = [table_report.Line("a", None, None, None, "", "missing")]
-  found, height = table_report.table_figure.marks([table_report.Panel("x", lines, False)])
+  found, width, height = table_report.table_figure.marks([table_report.Panel("x", lines, False)])
   assert {m.kind for m in found} == {"title", "tick", "label", "grid"} and height > 60
+  name = "one row with a long title - and another row with a long title"
+  lines.append(table_report.Line(name, 0.5, 0.4, 0.6, "+0.1", "ours"))
+  wider, more, _ = table_report.table_figure.marks([table_report.Panel("x", lines, False)])
+  (paper,) = (m for m in wider if m.text == "+0.1")
+  font = ImageFont.load_default(table_report.table_figure.SIZES["label"])
+  begins = paper.x - font.getlength(paper.text)
+  assert begins > 8 + font.getlength(name) and more > width
+  assert more - width == min(m.x for m in wider if m.kind == "grid") - min(
+    m.x for m in found if m.kind == "grid"
+  )
