@@ -23,6 +23,7 @@ from tarjax.sharding import platform
 Array = jax.Array
 MASKED = -1e30  # finite: a row that is masked everywhere gives a mean, not NaN
 STRIP, STRIPS = 64, 16  # least length and greatest number of strips of a causal product on CPU
+LARGE = 2**24  # bytes of logits above which a CPU makes those of one head at a time
 BLOCK = 1024  # rows and columns of one step of the splash kernel, at most
 CUDNN = "dot_product_attention_fwd"  # how the name of JAX's primitive begins
 LANES = 128  # what the kernel's blocks are multiples of; shorter contexts are plain products
@@ -65,6 +66,8 @@ def attend(
       return cudnn(q, k, v, mask, causal)
     if mask is not None and causal and platform() == "cpu":
       return lower_half(q, k, v, mask)
+    if platform() == "cpu" and 4 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] > LARGE:
+      return head_by_head(q, k, v, mask)
     return plain(q, k, v, mask)
 
 
@@ -87,6 +90,29 @@ def lower_half(q: Array, k: Array, v: Array, mask: Array) -> Array:
     ],
     1,
   )
+
+
+def head_by_head(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+  """`plain` in a loop over rows and kv heads, whose logits stay in a CPU's cache.
+
+  A third of the time for SigLIP2's 729 positions.
+  """
+  b, l, h, d = q.shape
+  g = k.shape[2]
+
+  def of_row(xs):
+    q, k, v, *masks = xs  # [g l r k], [g s k], [g s k], [l s]
+    mask = masks[0][None] if masks else None
+
+    def of_head(xs):
+      q, k, v = xs
+      return plain(q[None], k[None, :, None], v[None, :, None], mask)[0]
+
+    return jax.lax.map(of_head, (q, k, v))
+
+  rows = (q.reshape(b, l, g, h // g, d).swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2))
+  masks = () if mask is None else (jnp.broadcast_to(mask, (b, l, k.shape[1])),)
+  return jax.lax.map(of_row, rows + masks).swapaxes(1, 2).reshape(b, l, h, d)
 
 
 def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:

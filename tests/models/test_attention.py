@@ -68,6 +68,28 @@ def test_strips_of_a_causal_product_are_the_whole(length):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("masks", [0, 1, 2])
+@pytest.mark.parametrize("lengths", [(40, 40), (30, 70)])
+def test_attention_head_by_head_is_the_whole(monkeypatch, lengths, masks):
+  q, k, v = draw(l=lengths[0], s=lengths[1])
+  mask = np.random.default_rng(1).random((masks, *lengths)) < 0.7 if masks else None
+
+  def total():  # of a new function: nothing that was traced before is taken
+    def values(*x):
+      return attention.attend(*x, mask)
+
+    grads = jax.jit(jax.value_and_grad(lambda *x: jnp.square(values(*x)).sum(), (0, 1, 2)))
+    return grads(q, k, v), "scan[" in str(jax.make_jaxpr(values)(q, k, v))
+
+  want, loops = total()
+  assert not loops
+  monkeypatch.setattr(attention, "LARGE", 4 * 2 * 4 * lengths[0] * lengths[1] - 1)
+  got, loops = total()
+  assert loops
+  for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   "length, padded",
   [(81, (128, 128)), (729, (768, 768)), (1752, (1792, 896)), (2048, (2048, 1024))]
