@@ -129,7 +129,11 @@ def get_table(mini):
   folder = mini_folder if mini else full_folder
   metrics = {"und": UNDERSTANDING, "gen": GENERATION} if mini else METRICS
   rows = {
-    row: Row(title, same([f"{row}-{seed}/score" for seed in seeds], *metrics), paper)
+    row: Row(
+      title,
+      same([f"{row}-{seed}/score" for seed in seeds], *metrics),
+      {"gen": paper["dpg"]} if mini and paper else paper,
+    )
     for row, (title, paper) in PAPER.items()
   }
   drawn = "gen" if mini else "dpg"

@@ -26,6 +26,7 @@ h2 { font-size: 24px; margin: 0 0 16px; }
 h2 span { color: var(--soft); margin-right: 12px; font-weight: 400; }
 h3 { font-size: 15px; margin: 22px 0 10px; font-weight: 600; }
 h3::first-letter, th::first-letter { text-transform: uppercase; }
+.wide .numbers th::first-letter { text-transform: none; }
 header p { max-width: 68ch; margin: 0 0 8px; }
 small { color: var(--soft); font-size: 12.5px; font-weight: 400; }
 .facts, .note, .none { color: var(--soft); font-size: 13.5px; }

@@ -78,9 +78,10 @@ def _panel(panel: Panel, top: int, aside: int) -> list[Mark]:
 
   found = [
     Mark("title", NAME, top + 20, text=panel.title),
-    Mark("tick", paper, top + 20, text="paper", end=True),
     Mark("tick", ours, top + 20, text="ours"),
   ]
+  if any(line.paper for line in panel.lines):
+    found.append(Mark("tick", paper, top + 20, text="paper", end=True))
   for tick in ticks:
     kind = "zero" if panel.zero and tick == 0 else "grid"
     found.append(Mark(kind, px(tick), first, px(tick), last))
