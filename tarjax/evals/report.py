@@ -196,8 +196,7 @@ def _losses(runs: dict[str, Run]) -> str:
     keys.sort(key=lambda k: k != "loss")
     series = {_series(key): _curve(lines, key) for key in keys}
     if any(series.values()):
-      values = [y for points in series.values() for _, y in points if y > 0]
-      chart = line_chart(series, y_label="loss", log=bool(values) and max(values) > 5 * min(values))
+      chart = line_chart(series, y_label="loss", log=None)
       title = TITLES.get(stage, stage)
       charts.append(f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>")
   return f'<div class="charts">{"".join(charts)}</div>' if charts else _none("loss curves")

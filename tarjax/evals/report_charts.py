@@ -9,6 +9,7 @@ from html import escape
 from typing import NamedTuple
 
 Points = Sequence[tuple[float, float]]
+LETTER = 6.2  # width of one of a legend, about
 
 
 class Bar(NamedTuple):
@@ -21,7 +22,11 @@ class Bar(NamedTuple):
 
 
 def line_chart(
-  series: Mapping[str, Points], *, x_label: str = "step", y_label: str = "", log: bool = False
+  series: Mapping[str, Points],
+  *,
+  x_label: str = "step",
+  y_label: str = "",
+  log: bool | None = False,
 ) -> str:
   """Curves over a common x axis.
 
@@ -29,11 +34,15 @@ def line_chart(
     series: name -> (x, y) pairs; the first is drawn in the main colour, with its running mean.
     x_label: text under the axis.
     y_label: text at the top left.
-    log: logarithmic y axis; points at or below zero are left out.
+    log: logarithmic y axis; points at or below zero are left out. None: where the positive values
+      differ by more than a factor of five.
 
   Returns:
-    an `<svg>` of 360 x 210 units.
+    an `<svg>` of 360 x 210 units, higher where the names have no room above the curves.
   """
+  if log is None:
+    positive = [y for points in series.values() for _, y in points if y > 0]
+    log = bool(positive) and max(positive) > 5 * min(positive)
   kept = {name: _kept(points, log) for name, points in series.items()}
   kept = {name: points for name, points in kept.items() if points}
   if not kept:
@@ -67,10 +76,16 @@ def line_chart(
     parts.append(_path([(px(x), py(y)) for x, y in points], f"line s{i}", name))
   parts.append(f'<path class="axis" d="M{left} {bottom}H{right}"/>')
   parts.append(_text(right, bottom + 30, x_label, "tick end"))
-  parts.append(_text(4, 12, y_label + (" (log)" if log else ""), "tick"))
-  if len(kept) > 1:
-    parts.append(_legend(list(kept), right))
-  return _svg(360, 210, f"{y_label} by {x_label}", parts)
+  y_label += " (log)" if log else ""
+  parts.append(_text(4, 12, y_label, "tick"))
+  names, height = list(kept), 210
+  if len(names) > 1 and sum(map(_room, names)) < right - 4 - LETTER * len(y_label):
+    parts.append(_legend(names, right))
+  elif len(names) > 1:
+    for i, name in enumerate(names):
+      parts.append(_entry(left, height + 16 * i + 8, i, name))
+    height += 16 * len(names)
+  return _svg(360, height, f"{y_label} by {x_label}", parts)
 
 
 def score_bars(bars: Sequence[Bar]) -> str:
@@ -178,14 +193,23 @@ def _path(points: Points, kind: str, name: str = "") -> str:
   return f'<path class="{kind}" d="M{steps}"><title>{escape(name)}</title></path>'
 
 
+def _room(name: str) -> float:
+  """The width of an entry of the legend."""
+  return LETTER * len(name) + 20
+
+
 def _legend(names: Sequence[str], right: float) -> str:
+  """The entries in one line, above the curves."""
   parts = []
-  for i, name in enumerate(reversed(names)):
-    index = len(names) - 1 - i
-    right -= 6.2 * len(name) + 20
-    parts.append(f'<path class="line s{index}" d="M{right:.1f} 8h10"/>')
-    parts.append(_text(right + 14, 12, name, "tick"))
+  for i, name in reversed(list(enumerate(names))):
+    right -= _room(name)
+    parts.append(_entry(right, 8, i, name))
   return "".join(parts)
+
+
+def _entry(x: float, y: float, index: int, name: str) -> str:
+  line = f'<path class="line s{index}" d="M{x:.1f} {y:.1f}h10"/>'
+  return line + _text(x + 14, y + 4, name, "tick")
 
 
 def _text(x: float, y: float, text: str, kind: str) -> str:

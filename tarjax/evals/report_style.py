@@ -3,13 +3,13 @@
 STYLE = """
 :root {
   --paper: #fbfaf7; --card: #ffffff; --ink: #1d2126; --soft: #667079; --rule: #e3e1da;
-  --main: #2f66a8; --faint: #2f66a855; --second: #c2631f; --third: #4d8a57;
+  --main: #2f66a8; --faint: #2f66a855; --second: #c2631f; --third: #4d8a57; --fourth: #7d5ba6;
   --good: #2c7a4b; --bad: #b23a36;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171a; --card: #1c2024; --ink: #e7e6e1; --soft: #98a1a9; --rule: #30363b;
-    --main: #79aeea; --faint: #79aeea55; --second: #e69a5c; --third: #86c08f;
+    --main: #79aeea; --faint: #79aeea55; --second: #e69a5c; --third: #86c08f; --fourth: #b79ae0;
     --good: #6fc78f; --bad: #ee837c;
   }
 }
@@ -91,6 +91,7 @@ svg .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke: var(-
 svg .faint { stroke: var(--faint); stroke-width: 1; }
 svg .s1 { stroke: var(--second); }
 svg .s2 { stroke: var(--third); }
+svg .s3 { stroke: var(--fourth); }
 svg .dot { fill: currentColor; }
 svg .bar { fill: var(--main); opacity: .85; }
 svg .ceiling { stroke: var(--ink); stroke-width: 2; }

@@ -174,7 +174,7 @@ def curves(table: Table, out: Path, stage: str, key: str) -> str:
     folder = next(iter(row.scores.values()))[0].partition("/")[0]
     lines = read_run(out / folder / stage)
     series[row.title] = [(line["step"], line[key]) for line in lines if key in line]
-  return f"<figure>{line_chart(series, y_label=key)}</figure>"
+  return f"<figure>{line_chart(series, y_label=key, log=None)}</figure>"
 
 
 def panels(table: Table, results: Results) -> list[Panel]:

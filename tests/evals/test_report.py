@@ -6,6 +6,7 @@ import html.parser
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -173,6 +174,22 @@ def test_line_chart_leaves_out_what_it_cannot_draw():
   check(svg)
   assert "nan" not in svg and "inf" not in svg
   assert "no points" in report_charts.line_chart({"training": points[:1]})
+
+
+def test_names_without_room_above_the_curves_stand_below_them():
+  points = [(1, 2.0), (5, 9.0)]
+  height = {}
+  for names in (["a", "b"], ["a long name of a row", "b", "another long name of a row", "d"]):
+    svg = report_charts.line_chart(dict.fromkeys(names, points), y_label="loss", log=None)
+    check(svg)
+    (height[len(names)],) = map(int, re.findall(r'viewBox="0 0 360 (\d+)"', svg))
+    places = [float(y) for y in re.findall(r'class="tick" x="[^"]+" y="([^"]+)">[ab]', svg)]
+    assert (min(places) > 206) == (len(names) > 2) and max(places) < height[len(names)]
+    assert "loss<" in svg
+  assert height == {2: 210, 4: 274}
+  assert "loss (log)" in report_charts.line_chart(
+    {"a": [(1, 2.0), (5, 11.0)]}, y_label="loss", log=None
+  )
 
 
 def test_bar_lengths_are_the_values():
