@@ -129,7 +129,8 @@ def finding(table: Table, cells: dict[str, dict[str, Cell]], effect: Effect) -> 
   paper = None if one is None or other is None else one - other
   a, b = (cells[name].get(effect.metric) for name in (effect.row, effect.than))
   ours = difference(a, b) if a and b else None
-  return Finding(effect, paper, ours, judge(effect, ours))
+  one_of_several = ours and ours.runs == 1 and len(row.scores.get(effect.metric, ())) > 1
+  return Finding(effect, paper, ours, UNDECIDED if one_of_several else judge(effect, ours))
 
 
 def judge(effect: Effect, ours: Estimate | None) -> str:

@@ -12,9 +12,9 @@ from test_report import check
 from tiny_table import make, page
 
 from tarjax import evaluate
-from tarjax.ablations import Effect, Measured
+from tarjax.ablations import Effect, Measured, State
 from tarjax.evals import intervals, table_report, table_results, table_scores
-from tarjax.evals.table_results import AGREES, DOES_NOT, UNDECIDED, Estimate
+from tarjax.evals.table_results import AGREES, DOES_NOT, UNDECIDED, Cell, Estimate
 
 VALUES = {"a": (0.5, 0.6, 0.52), "b": (0.75, 0.84, 0.78), "c": (0.51, 0.61, 0.53)}
 
@@ -83,6 +83,21 @@ def test_what_is_missing_and_what_crashed_is_shown(tmp_path):
   assert "## a-0/mllm: crashed, exit code 7\n\n```\n<the end>\nof | it\n```" in text
   assert "&lt;the end&gt;" in html
   check(html)
+
+
+@pytest.mark.parametrize("seeds, verdict", [(3, UNDECIDED), (1, AGREES)])
+def test_one_seed_of_several_decides_nothing(seeds, verdict):
+  table = make(values={row: values[:seeds] for row, values in VALUES.items()})
+  (effect,) = (e for e in table.effects if e.says == "b is above a")
+  states = (State.DONE, *(State.MISSING for _ in range(seeds - 1)))
+
+  def cell(value):
+    found = Measured(value, value - 0.01, value + 0.01)
+    return Cell(table_results.estimate([found]), (found, *(None for _ in states[1:])), states)
+
+  cells = {"a": {effect.metric: cell(0.5)}, "b": {effect.metric: cell(0.8)}}
+  found = table_results.finding(table, cells, effect)
+  assert found.ours and found.ours.runs == 1 and found.ours.low > 0.2 and found.verdict == verdict
 
 
 def test_a_table_that_collapses_everywhere_agrees(tmp_path):
