@@ -23,7 +23,7 @@ from tarjax.sharding import platform
 Array = jax.Array
 MASKED = -1e30  # finite: a row that is masked everywhere gives a mean, not NaN
 STRIP, STRIPS = 64, 16  # least length and greatest number of strips of a causal product on CPU
-LARGE = 2**24  # bytes of logits above which a CPU makes those of one head at a time
+LARGE = 2**20  # bytes of a kv head's logits above which a CPU makes those of one at a time
 BLOCK = 1024  # rows and columns of one step of the splash kernel, at most
 CUDNN = "dot_product_attention_fwd"  # how the name of JAX's primitive begins
 LANES = 128  # what the kernel's blocks are multiples of; shorter contexts are plain products
@@ -66,7 +66,7 @@ def attend(
       return cudnn(q, k, v, mask, causal)
     if mask is not None and causal and platform() == "cpu":
       return lower_half(q, k, v, mask)
-    if platform() == "cpu" and 4 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] > LARGE:
+    if platform() == "cpu" and is_large(q, k):
       return head_by_head(q, k, v, mask)
     return plain(q, k, v, mask)
 
@@ -113,6 +113,13 @@ def head_by_head(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
   rows = (q.reshape(b, l, g, h // g, d).swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2))
   masks = () if mask is None else (jnp.broadcast_to(mask, (b, l, k.shape[1])),)
   return jax.lax.map(of_row, rows + masks).swapaxes(1, 2).reshape(b, l, h, d)
+
+
+def is_large(q: Array, k: Array) -> bool:
+  """Whether a loop over heads pays; over several devices it would take rows from one another."""
+  mesh = jax.sharding.get_abstract_mesh()
+  logits = q.shape[2] // k.shape[2] * q.shape[1] * k.shape[1]
+  return 4 * logits > LARGE and (mesh.empty or mesh.size == 1)
 
 
 def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
