@@ -19,7 +19,8 @@ METHOD = (
   "Intervals are of 95%: over runs that differ in their seed alone by Student's t, of a single run "
   "by drawing its questions again. Differences are taken seed by seed. A finding agrees with the "
   "paper when its whole interval does, does not when its whole interval is on the other side, and "
-  "is undecided otherwise, and as long as one seed of several is all there is."
+  "is undecided otherwise, and as long as one seed of several is all there is. Where the paper has "
+  "no figures for it, it is as expected, or not."
 )
 MINI = "The twin on digits: its scores are shares in [0, 1], to be compared with the paper's in "
 MINI += "direction, not in size."

@@ -11,6 +11,7 @@ from tarjax.evals import intervals
 
 NOT_SCORED = "not scored"
 AGREES, DOES_NOT, UNDECIDED = "agrees with the paper", "does not agree", "undecided"
+WITHOUT_FIGURES = {AGREES: "as expected", DOES_NOT: "not as expected"}  # of the paper
 
 
 class Estimate(NamedTuple):
@@ -130,7 +131,10 @@ def finding(table: Table, cells: dict[str, dict[str, Cell]], effect: Effect) -> 
   a, b = (cells[name].get(effect.metric) for name in (effect.row, effect.than))
   ours = difference(a, b) if a and b else None
   one_of_several = ours and ours.runs == 1 and len(row.scores.get(effect.metric, ())) > 1
-  return Finding(effect, paper, ours, UNDECIDED if one_of_several else judge(effect, ours))
+  verdict = UNDECIDED if one_of_several else judge(effect, ours)
+  return Finding(
+    effect, paper, ours, WITHOUT_FIGURES.get(verdict, verdict) if paper is None else verdict
+  )
 
 
 def judge(effect: Effect, ours: Estimate | None) -> str:

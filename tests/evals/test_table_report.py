@@ -1,5 +1,6 @@
 """What a table's report says of known scores, of crashes and of what is missing."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -98,6 +99,21 @@ def test_one_seed_of_several_decides_nothing(seeds, verdict):
   cells = {"a": {effect.metric: cell(0.5)}, "b": {effect.metric: cell(0.8)}}
   found = table_results.finding(table, cells, effect)
   assert found.ours and found.ours.runs == 1 and found.ours.low > 0.2 and found.verdict == verdict
+
+
+@pytest.mark.parametrize("better, verdict", [("b", "as expected"), ("a", "not as expected")])
+def test_what_the_paper_has_no_figures_for_does_not_agree_with_it(better, verdict):
+  table = make()
+  rows = {name: dataclasses.replace(row, paper={}) for name, row in table.rows.items()}
+  table = dataclasses.replace(table, rows=rows)
+  (effect,) = (e for e in table.effects if e.says == "b is above a")
+  cells = {name: {effect.metric: sure(0.8 if name == better else 0.5)} for name in "ab"}
+  assert table_results.finding(table, cells, effect).verdict == verdict
+
+
+def sure(value: float) -> Cell:
+  found = (Measured(value - 0.01, None, None), Measured(value + 0.01, None, None))
+  return Cell(table_results.estimate(found), found, (State.DONE, State.DONE))
 
 
 def test_a_table_that_collapses_everywhere_agrees(tmp_path):
