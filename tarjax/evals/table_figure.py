@@ -20,6 +20,7 @@ COLOURS = {
 }  # fmt: skip
 PAPERS = "#fbfaf7"
 SIZES = {"label": 12.5, "tick": 11.0, "title": 14.0}
+ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}  # Pillow's
 WIDER = 1.2  # a browser's font, at most, than the one of the PNG
 
 
@@ -41,7 +42,7 @@ class Panel(NamedTuple):
 
 
 class Mark(NamedTuple):
-  """A line from (x, y) to (x2, y2), a dot, or a text that starts or ends at x."""
+  """A line from (x, y) to (x2, y2), a dot, or a text with its start, middle or end at x."""
 
   kind: str
   x: float
@@ -49,7 +50,7 @@ class Mark(NamedTuple):
   x2: float = 0.0
   y2: float = 0.0
   text: str = ""
-  end: bool = False
+  anchor: str = "start"
 
 
 def marks(panels: Sequence[Panel]) -> tuple[list[Mark], int, int]:
@@ -81,15 +82,15 @@ def _panel(panel: Panel, top: int, aside: int) -> list[Mark]:
     Mark("tick", ours, top + 20, text="ours"),
   ]
   if any(line.paper for line in panel.lines):
-    found.append(Mark("tick", paper, top + 20, text="paper", end=True))
+    found.append(Mark("tick", paper, top + 20, text="paper", anchor="end"))
   for tick in ticks:
     kind = "zero" if panel.zero and tick == 0 else "grid"
     found.append(Mark(kind, px(tick), first, px(tick), last))
-    found.append(Mark("tick", px(tick) + 10, last + 16, text=short(tick), end=True))
+    found.append(Mark("tick", px(tick), last + 16, text=short(tick), anchor="middle"))
   for i, line in enumerate(panel.lines):
     y = top + HEAD + i * ROW + 8
     found.append(Mark("label", NAME, y, text=line.name))
-    found.append(Mark("tick", paper, y, text=line.paper, end=True))
+    found.append(Mark("tick", paper, y, text=line.paper, anchor="end"))
     found.append(Mark("label", ours, y, text=line.note))
     if line.low is not None and line.high is not None:
       found.append(Mark("whisker", px(line.low), y - 4, px(line.high), y - 4))
@@ -104,7 +105,7 @@ def svg(panels: Sequence[Panel], label: str) -> str:
   parts = []
   for m in found:
     if m.text:
-      kind = f"{'tick' if m.kind == 'tick' else 'label'}{' end' if m.end else ''}"
+      kind = f"{'tick' if m.kind == 'tick' else 'label'} {m.anchor}"
       parts.append(f'<text class="{kind}" x="{m.x:.1f}" y="{m.y:.1f}">{escape(m.text)}</text>')
     elif m.kind == "dot":
       parts.append(f'<circle class="bar" cx="{m.x:.1f}" cy="{m.y:.1f}" r="4.5"/>')
@@ -126,7 +127,7 @@ def png(panels: Sequence[Panel], path: Path) -> None:
   for m in found:
     at, colour = (m.x * SCALE, m.y * SCALE), COLOURS[m.kind]
     if m.text:
-      draw.text(at, m.text, colour, fonts[m.kind], anchor="rs" if m.end else "ls")
+      draw.text(at, m.text, colour, fonts[m.kind], anchor=ANCHORS[m.anchor])
     elif m.kind == "dot":
       draw.circle(at, 4.5 * SCALE, colour)
     elif m.kind in ("grid", "zero", "whisker"):
