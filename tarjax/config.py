@@ -42,6 +42,12 @@ OPTIONAL = {
     "profile_steps": "",  # "a:b": a trace of steps a+1 to b for xprof
     "wandb": "",  # project
 }
+OPTIONAL_DATA = {  # of config.data; no weight depends on them
+    "max_damaged": 0.01,  # share of damaged records above which a run stops
+    "workers": 0,  # processes that make batches, for images to be decoded on many cores
+    "threads": 2,  # 0 makes batches in the calling thread
+    "prefetch": 8,  # batches
+}
 OPTIM = {
     "name", "lr", "b1", "b2", "eps", "weight_decay", "warmup", "schedule", "final", "clip",
 }
@@ -52,7 +58,7 @@ FREE = {
     "mesh", "compiler", "accumulate", "log_every", "save_every", "eval_every", "eval_batches",
     "evals", "keep", "keep_every", "min_usage", "min_usage_after", "nonfinite_limit",
     "nonfinite_then", "hang_seconds", "profile_steps", "wandb",
-    "data/max_damaged", "data/workers", "data/threads", "data/prefetch",
+    *(f"data/{key}" for key in OPTIONAL_DATA),
 }
 # fmt: on
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -103,6 +109,8 @@ def parse(
     check_keys("", config, keys, keys | optional.keys())
   with config.unlocked():
     config.update({k: v for k, v in optional.items() if k not in config})
+    if keys is None:
+      config.data.update({k: v for k, v in OPTIONAL_DATA.items() if k not in config.data})
   names = ConfigDict(flatten(config.to_dict(), inner=True), allow_dotted_keys=True)
   for arg in changes:
     name = re.split(r"config\.|=|\[", arg)[1]

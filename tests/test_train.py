@@ -345,6 +345,15 @@ def test_command_line_mistakes_exit_2(fake, tmp_path, capsys, more, words):
   assert not (tmp_path / "run").exists()
 
 
+def test_how_data_are_read_may_be_changed_where_the_config_is_silent(fake, tmp_path):
+  argv = command(tmp_path)
+  claim(tmp_path / "run", parse(argv)[0])
+  (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+  changed, workdir = parse([*argv, "--config.data.max_damaged=0.25", "--config.data.workers=3"])
+  assert (changed.data.max_damaged, changed.data.workers, changed.data.threads) == (0.25, 3, 1)
+  claim(workdir, changed)  # no other run
+
+
 def test_a_key_that_nothing_reads(fake, tmp_path, capsys):
   argv = command(tmp_path)
   file = tmp_path / "fake_config.py"

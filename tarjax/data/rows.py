@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from tarjax.config import OPTIONAL_DATA
 from tarjax.data import sources, tokens, transforms
 from tarjax.data.layouts import layout_of
 from tarjax.data.mixture import draw
@@ -49,10 +50,10 @@ class DataConfig:
   rows: int = 0  # packed: rows per window, 0 chooses
   scales: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"1": 1.0})
   label_style: str = "reference"
-  max_damaged: float = 0.01  # share of damaged records above which a run stops
-  workers: int = 0  # processes that make batches, for images to be decoded on many cores
-  threads: int = 2  # 0 makes batches in the calling thread
-  prefetch: int = 8  # batches
+  max_damaged: float = OPTIONAL_DATA["max_damaged"]
+  workers: int = OPTIONAL_DATA["workers"]
+  threads: int = OPTIONAL_DATA["threads"]
+  prefetch: int = OPTIONAL_DATA["prefetch"]
 
 
 def make_config(data: Mapping[str, Any]) -> DataConfig:
