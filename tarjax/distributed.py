@@ -1,4 +1,4 @@
-"""One run on several processes: how they find each other, stop at one step, and end.
+"""One run on several processes: how they find each other, compile, stop at one step, and end.
 
 A launcher says that there are several. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
 JAX_PROCESS_ID tell who they are (launch/local.sh); under TARJAX_DISTRIBUTED=1 jax finds out what of
@@ -9,9 +9,11 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 WAIT = 300  # seconds for all processes to come, or to leave
 GRACE = 2.0  # seconds
+COMPILE = 24 * 3600  # seconds that a program may take to compile
 
 
 def start(stop: list[int]) -> None:
@@ -44,6 +46,22 @@ def start(stop: list[int]) -> None:
   # A SIGTERM before the first of these calls would be lost.
   multihost_utils.reached_preemption_sync_point(0)
   signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def compile_together(program: Any, *args) -> None:
+  """Compiles a jitted program for its arguments, and returns when all processes have it.
+
+  One may find it in the cache that another has to make it for, and collectives do not wait long:
+  those of CPUs give a process up after 30 seconds.
+  """
+  import jax
+
+  if not jax.distributed.is_initialized():
+    return
+  import orbax.checkpoint as ocp
+
+  program.lower(*args).compile()
+  ocp.multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=COMPILE * 1000)
 
 
 class Stop:

@@ -131,8 +131,10 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
       program, new = programs(False, static)
       watchdog.pause() if new else watchdog.beat()
       index = jax.device_put(np.int32(index), sharding.replicated(mesh))
-      params = optim.averaged(state.opt, state.params)
-      return program(params, frozen, batch, key, index)
+      given = (optim.averaged(state.opt, state.params), frozen, batch, key, index)
+      if new:
+        distributed.compile_together(program, *given)
+      return program(*given)
 
     evaluator = Evaluator(
       predict,
@@ -162,6 +164,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
       running = time.perf_counter()
       if first:  # it compiles, which takes as long as it takes
         watchdog.pause()
+        distributed.compile_together(run, state, frozen, batch, key)
       with jax.transfer_guard("disallow"):
         state, values = run(state, frozen, batch, key)
       started = time.perf_counter()

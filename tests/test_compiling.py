@@ -1,0 +1,53 @@
+"""Two processes, one of which has a program long before the other.
+
+As a script, one of the two.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from tarjax import distributed
+
+HERE = Path(__file__).parent
+SLOW = 3.0  # seconds
+
+
+def child(home: Path) -> None:
+  distributed.start([])
+  traced = []
+
+  def program(x):
+    traced.append(jax.process_index())
+    time.sleep(SLOW * jax.process_index())
+    return 2 * x
+
+  jitted, x = jax.jit(program), jnp.ones(3)
+  times = [time.monotonic()]
+  distributed.compile_together(jitted, x)
+  times.append(time.monotonic())
+  value = float(jitted(x).sum())
+  told = {"value": value, "traced": len(traced), "times": times}
+  (home / f"{jax.process_index()}.json").write_text(json.dumps(told))
+  distributed.leave(0, together=True)
+
+
+def test_nobody_runs_a_program_before_all_have_compiled_it(tmp_path):
+  command = ["bash", HERE.parent / "launch" / "local.sh", "-n", "2", "--", __file__, str(tmp_path)]
+  env = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+  assert done.returncode == 0, done.stderr
+  quick, slow = (json.loads((tmp_path / f"{i}.json").read_text()) for i in "01")
+  for told in (quick, slow):
+    assert told["value"] == 6.0 and told["traced"] == 1  # compiled once, and that is used
+  assert quick["times"][1] >= slow["times"][0] + SLOW
+
+
+if __name__ == "__main__":
+  child(Path(sys.argv[1]))
