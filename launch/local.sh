@@ -61,8 +61,15 @@ code=0 left=$count deadline=""
 while ((left)); do
   status=0
   wait -n -p ended "${pids[@]}" || status=$?
-  if [[ -z ${ended:-} ]]; then  # a signal to this script: it was passed on
-    continue
+  if [[ -z ${ended:-} ]]; then  # a signal to this script, which was passed on; or bash has lost sight
+    for pid in "${pids[@]}"; do  # of those that were killed together with another
+      if ! kill -0 "$pid" 2>/dev/null; then
+        ended=$pid status=0
+        wait "$pid" || status=$?
+        break
+      fi
+    done
+    [[ ${ended:-} ]] || continue
   fi
   ((left--)) || true
   for i in "${!pids[@]}"; do [[ ${pids[i]} != "$ended" ]] || unset "pids[i]"; done

@@ -81,6 +81,22 @@ def test_a_frozen_process_ends_the_run_with_the_stacks_of_all(tmp_path):
   assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+TOGETHER = """
+import os, sys, time
+while time.time() < float(sys.argv[1]): pass
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_processes_that_are_killed_at_one_moment_end_the_launcher(tmp_path):
+  (tmp_path / "killed.py").write_text(TOGETHER)
+  command = ["bash", HERE.parent / "launch" / "local.sh", "-n", "4", "--", tmp_path / "killed.py"]
+  env = os.environ | {"PYTHON": sys.executable, "GRACE": "1"}
+  started = [*command, str(time.time() + 2)]
+  done = subprocess.run(started, env=env, capture_output=True, text=True, timeout=60)
+  assert done.returncode == 137, done.stderr
+
+
 ALONE = """
 import signal, sys, jax
 from tarjax import distributed
