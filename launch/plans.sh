@@ -29,7 +29,11 @@ rows() {
   echo "mllm.py:7b_pretrain v5e:16x16 --config.mesh.fsdp=32 --config.model.remat=attn --config.loss_chunk=256"
   echo "mllm.py:7b_pretrain v6e:16x16 --config.mesh.fsdp=32 --config.loss_chunk=256"
   echo "mllm.py:1p5b_sft v5p:4x4x4"
+  echo "mllm.py:1p5b_sft v5e:16x16 --config.model.remat=attn"
+  echo "mllm.py:1p5b_sft v6e:16x16 --config.model.remat=attn,qkv"
   echo "mllm.py:7b_sft v5p:4x4x4"
+  echo "mllm.py:7b_sft v5e:16x16 --config.mesh.fsdp=32 --config.model.remat=attn --config.loss_chunk=256"
+  echo "mllm.py:7b_sft v6e:16x16 --config.mesh.fsdp=32 --config.loss_chunk=256"
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "ta_tok.py $chip"; done
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "ar_dtok.py:256_xl $chip"; done
   for chip in v5p:2x4x4 v5e:4x8 v6e:4x8; do echo "ar_dtok.py:512_xl $chip"; done

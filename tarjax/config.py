@@ -110,7 +110,8 @@ def parse(
   with config.unlocked():
     config.update({k: v for k, v in optional.items() if k not in config})
     if keys is None:
-      config.data.update({k: v for k, v in OPTIONAL_DATA.items() if k not in config.data})
+      data: Any = config.data
+      data.update({k: v for k, v in OPTIONAL_DATA.items() if k not in data})
   names = ConfigDict(flatten(config.to_dict(), inner=True), allow_dotted_keys=True)
   for arg in changes:
     name = re.split(r"config\.|=|\[", arg)[1]
