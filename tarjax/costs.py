@@ -114,9 +114,8 @@ def kernels(program: hlo.Program, chip: chips.Chip) -> tuple[float, float]:
   """Seconds and operations of the splash kernels."""
   seconds = flops = 0.0
   for i, operands, times in program.kernels(lambda i: "splash" in i.name):
-    q, k = [shape for shape in operands if len(shape) == 4][:2]
-    b, h, l, d = q
-    area = l * k[2]
+    (b, h, l, d), (*_, keys, _) = queries_and_keys(operands)
+    area = l * keys
     if "splash_causal" in i.op_name:
       from tarjax.models.attention import blocks
 
@@ -127,6 +126,18 @@ def kernels(program: hlo.Program, chip: chips.Chip) -> tuple[float, float]:
     seconds += times * b * h * (per_area * area / MI + per_row * l / KI) * 1e-6
     flops += times * b * h * area * d * (4 if forward else 10)
   return seconds, flops
+
+
+def queries_and_keys(operands: list[tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """The shapes [b h l d] among those of a splash kernel, where a batch of one has no b."""
+  found = [
+    (q, k)
+    for q, k, v in zip(operands, operands[1:], operands[2:], strict=False)
+    if k == v and len(q) == len(k) > 2 and q[-1] == k[-1]
+  ]
+  q, k = max(found, key=lambda pair: math.prod(pair[0]))  # others tell which blocks are masked
+  one = (1,) * (4 - len(q))
+  return one + q, one + k
 
 
 def traffic(program: hlo.Program, devices: list[Any], chip_name: str) -> dict[str, Any]:

@@ -107,6 +107,16 @@ def test_every_stage_has_its_operations_counted(file):
   assert counts[0] > 1e6 and 1.8 < counts[1] / counts[0] <= 2  # a codebook is of no batch
 
 
+@pytest.mark.parametrize("masks", [2, 3])
+@pytest.mark.parametrize("q, k", [((12, 2048, 128), (2, 2048, 128)), ((16, 729, 128),) * 2])
+def test_kernels_of_one_example_a_chip_have_no_axis_for_it(q, k, masks):
+  """As the compiler writes them: which blocks are masked, queries, keys, values, segments."""
+  rest = [(q[1], 128), (8, k[1])]
+  without = costs.queries_and_keys([(1, 2, 2)] * masks + [q, k, k] + rest)
+  assert without == costs.queries_and_keys([(1, 2, 2)] * masks + [(1, *q), (1, *k), (1, *k)] + rest)
+  assert without == ((1, *q), (1, *k))
+
+
 def test_the_compilers_refusal_says_how_much():
   used = costs.needed("RESOURCE_EXHAUSTED: Used 98.38G of 95.74G hbm. Exceeded by 2.64G.")
   assert used == {"total": 98.38 * 2**30, "limit": 95.74 * 2**30}

@@ -328,6 +328,7 @@ print({json.dumps(plan)!r} if "v5p" in str(args) else '{{"fits": false, "topolog
       '"mesh": {{"data": 8}}, "bytes_per_chip": {{"total": 0}}}}')
 sys.exit(0 if "v5p" in str(args) else 2 if "v6e" in str(args) else 1)
 """
+  crash = "import sys\nif args[0] != '-':\n  raise ValueError('a bug')"
   stand_in(tmp_path, "python", body)
   env = {"PYTHON": str(tmp_path / "python")}
   out = ["--out", str(tmp_path / "plans")]
@@ -341,3 +342,6 @@ sys.exit(0 if "v5p" in str(args) else 2 if "v6e" in str(args) else 1)
   assert again.stdout == done.stdout and len(calls(tmp_path)) == 3
   assert "does not fit" in launch(tmp_path, "plans.sh", *out, "ta_tok.py v5e", **env).stdout
   assert launch(tmp_path, "plans.sh", *out, "ta_tok.py v6e", **env).returncode == 2
+  stand_in(tmp_path, "python", crash)  # its exit code is that of a plan that does not fit
+  crashed = launch(tmp_path, "plans.sh", *out, "dif_dtok.py:512 v5e", **env)
+  assert crashed.returncode == 1 and "a bug" in crashed.stderr and not crashed.stdout
