@@ -61,8 +61,10 @@ code=0 left=$count deadline=""
 while ((left)); do
   status=0
   wait -n -p ended "${pids[@]}" || status=$?
-  if [[ -z ${ended:-} ]]; then  # a signal to this script, which was passed on; or bash has lost sight
-    for pid in "${pids[@]}"; do  # of those that were killed together with another
+  # Nobody: a signal to this script, which was passed on, or some were killed together with another,
+  # which `wait -n` forgets.
+  if [[ -z ${ended:-} ]]; then
+    for pid in "${pids[@]}"; do
       if ! kill -0 "$pid" 2>/dev/null; then
         ended=$pid status=0
         wait "$pid" || status=$?
