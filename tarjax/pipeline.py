@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from tarjax import bundle as bundles
 from tarjax import sampling, subcodes
-from tarjax.bundle import COMPONENTS as COMPONENTS
 from tarjax.bundle import OPTIONAL, pool_scale
 from tarjax.config import UserError
 from tarjax.data import tokens, transforms
@@ -136,7 +135,7 @@ class TarPipeline:
 
   def show(self, images: Sequence[np.ndarray], scale: int | None) -> list[np.ndarray]:
     """What stands for pictures uint8[y x 3] in a `prompt`: words int32[n], or pictures again."""
-    if self.representation.understanding == "ids":
+    if len(images) and self.representation.understanding == "ids":
       return list(self.encode(images, scale))
     return [self.prepare(image) for image in images]
 
@@ -283,7 +282,8 @@ class TarPipeline:
     scale = pool_scale(self.bundle, scale)
     count = self.representation.tokens_per_image(scale)
     chosen = {**self.bundle["sampling"]["image"], **drop_none(settings)}
-    asked = [self._drawing_prompt(p, i, scale) for p, i in with_images(prompts, images)]
+    pairs, drawing = with_images(prompts, images), dict(draw=True, scale=scale)
+    asked = [self.prompt(text, self.show(own, scale), **drawing) for text, own in pairs]
     first = self.vocab.image0
     if self.representation.layout.books:
       if not constrained:
@@ -321,10 +321,6 @@ class TarPipeline:
     ids = self._speak(asked, seeds, max_new, self.vocab.stops, allowed=text, **chosen)
     stops = set(self.vocab.stops)
     return [self.tok.decode(until(row, stops)).strip() for row in ids]
-
-  def _drawing_prompt(self, prompt: str, images, scale: int | None) -> Prompt:
-    shown = self.show(images, scale) if images else []
-    return self.prompt(prompt, shown, draw=True, scale=scale)
 
   def prompt(self, text: str, shown: Sequence[np.ndarray], **drawing) -> Prompt:
     """What a user says, with what stands for its pictures, as `show` gives it or as drawn words.

@@ -64,9 +64,8 @@ def judge(
     raise UserError("this model reads pictures, not ids: let candidates be judged reencoded")
   asked = []
   for (prompt, given), own in zip(with_images(prompts, images), shown, strict=True):
-    others = pipe.show(given, scale) if given else ()
     text = tokens.PLACEHOLDER + "\n" + question.replace("{prompt}", prompt)
-    asked.append(pipe.prompt(text, [own, *others]))
+    asked.append(pipe.prompt(text, [own, *pipe.show(given, scale)]))
   yes, no = answer_ids(pipe.tok)
   parts = []
   for rows, real in pipe.devices.batches(len(asked), pipe.batch):

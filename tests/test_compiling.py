@@ -4,8 +4,6 @@ As a script, one of the two.
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from tarjax import distributed
+from tests import processes
 
-HERE = Path(__file__).parent
 SLOW = 3.0  # seconds
 
 
@@ -39,11 +37,7 @@ def child(home: Path) -> None:
 
 
 def test_nobody_runs_a_program_before_all_have_compiled_it(tmp_path):
-  command = ["bash", HERE.parent / "launch" / "local.sh", "-n", "2", "--", __file__, str(tmp_path)]
-  env = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
-  assert done.returncode == 0, done.stderr
-  quick, slow = (json.loads((tmp_path / f"{i}.json").read_text()) for i in "01")
+  quick, slow = processes.told_by(__file__, tmp_path)
   for told in (quick, slow):
     assert told["value"] == 6.0 and told["traced"] == 1  # the call finds what was compiled
   assert quick["times"][1] >= slow["times"][0] + SLOW

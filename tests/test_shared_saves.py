@@ -4,9 +4,7 @@ As a script, one of the two.
 """
 
 import json
-import os
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,8 +14,7 @@ import numpy as np
 
 from tarjax import checkpoint, distributed, saving, sharding
 from tarjax.state import TrainState
-
-HERE = Path(__file__).parent
+from tests import processes
 
 
 def state(step, size=2**21):
@@ -49,12 +46,7 @@ def child(home: Path) -> None:
 
 
 def test_a_process_that_fails_holds_up_nobody(tmp_path):
-  command = ["bash", HERE.parent / "launch" / "local.sh", "-n", "2", "--", __file__, str(tmp_path)]
-  env = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
-  assert done.returncode == 0, done.stderr
-  for process in "01":
-    told = json.loads((tmp_path / f"{process}.json").read_text())
+  for told in processes.told_by(__file__, tmp_path):
     assert told["done"] == [True, False, True, False, True], told
     assert max(told["seconds"]) < 60, told  # and not the 20 minutes of a barrier
     assert [s.split(":")[0] for s in told["said"]] == [f"step {n} is not saved" for n in (2, 4)]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from configs.digits import base
 from tarjax import describe, generate
-from tarjax.pipeline import COMPONENTS
+from tarjax.bundle import COMPONENTS
 
 
 @pytest.fixture

@@ -391,32 +391,6 @@ def test_a_damaged_run_is_not_exported(world, damage, tmp_path, capsys):
   assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_the_hub_without_a_network(tmp_path, capsys, monkeypatch):
-  import huggingface_hub
-
-  def offline(*args, **kwargs):
-    raise ConnectionError("no network")
-
-  monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-  monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-  for name in ("csuhan/Tar-1.5B", "csuhan/TA-Tok/ta_tok.pth"):
-    assert name in refused(name, [], tmp_path, capsys)
-
-
-def test_the_hub_with_a_network(world, tmp_path, capsys, monkeypatch):
-  """The revision is that of the cache's folder, and stands in the provenance."""
-  import huggingface_hub
-
-  cache = tmp_path / "cache" / "snapshots" / "0123abc"
-  cache.mkdir(parents=True)
-  for file in world["single"][0].iterdir():
-    (cache / file.name).write_bytes(file.read_bytes())
-  monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(cache))
-  assert make.run("import", "owner/model", "--to", tmp_path / "run") == 0
-  record = json.loads((tmp_path / "run" / "provenance.json").read_text())
-  assert (record["source"], record["revision"]) == ("owner/model", "0123abc")
-
-
 def test_torch_is_optional(world, tmp_path, capsys, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "torch", None)
   path, options = world["vqvae"]
