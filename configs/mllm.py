@@ -38,8 +38,9 @@ and their data are in ../codes_SET/data (../codes_sft_SET/data):
 _hybrid starts from ../start_SIZE_places (--codes 1) and reads ../places_SET/data, which
 `--config.ta_tok= --config.vqvae= --config.unitok=../hybrid` encodes.
 
-Hardware: 64 TPU chips; for the memory of a chip and the hours:
-python -m tarjax.plan --config=configs/mllm.py:1p5b_pretrain --topology=v5p:4x4x4
+Hardware: 64 TPU v5p, as `python -m tarjax.plan --config=configs/mllm.py:1p5b_pretrain
+--topology=v5p:4x4x4` estimates. Pretraining: 65.5 GiB of each, 25.2 hours at 1.5B, 50.6 GiB, 115.0
+hours at 7B; SFT: 17.1 GiB, 1.0 hours and 25.1 GiB, 4.9 hours.
 Paper: Tar-1.5B POPE 88.4, MME-P 1390, GQA 61.1, GenEval .76, DPG 82.96; Tar-7B POPE 87.8, MME-P
 1571, GQA 61.3, GenEval .84, DPG 84.19. The demo's model: MME-P 1328, MME-C 278. After 25M samples
 (Table 6): Und and DPG of TA-Tok 92.9 and 70.6, of VQVAE 74.2 and 48.2, of Janus 94.4 and 33.4.
