@@ -23,8 +23,8 @@ QWEN_WORDS = 151_665  # 151,643 byte-level BPE entries and 22 added tokens
 SCALES = {"1": 2.0, "2": 1.0, "3": 1.0}  # 729, 169 and 81 words, 2:1:1
 COMPUTE = "bfloat16"
 
-# The compiler's options by chip. More memory for tiles, so that products do not wait for operands;
-# no product recomputed inside another; gathers that run beside products.
+# The compiler's options of each chip. More memory for tiles, so that products do not wait for
+# operands; no product recomputed inside another; gathers that run beside products.
 ASYNC = {
   f"xla_{name}": "true"
   for name in (
@@ -37,10 +37,10 @@ ASYNC = {
 }
 SAFE = {"xla_tpu_dot_dot_fusion": "false"}
 TILES = "xla_tpu_scoped_vmem_limit_kib"
-COMPILER = {
-  "v5e": {TILES: "32768", **SAFE},  # runs gathers beside products unasked
-  "v5p": {TILES: "32768", **SAFE, **ASYNC},
-  "v6e": {TILES: "65536", **SAFE, **ASYNC},
+CHIPS = {
+  "v5e": dict(compiler={TILES: "32768", **SAFE}),  # runs gathers beside products unasked
+  "v5p": dict(compiler={TILES: "32768", **SAFE, **ASYNC}),
+  "v6e": dict(compiler={TILES: "65536", **SAFE, **ASYNC}),
 }
 
 # The same stages with small numbers, for tests: 49, 9 and 4 words at the three scales.
@@ -80,7 +80,7 @@ def get_config(task: str, *, steps: int, batch: int, lr: float, warmup: int) -> 
         ema=0.0,
       ),
       mesh=dict(slices=-1, data=-1, fsdp=16, model=1),
-      compiler=COMPILER,
+      chips=CHIPS,  # what is set otherwise on a chip, unless the command line sets it
       log_every=50,
       save_every=1000,
       eval_every=0,

@@ -55,6 +55,17 @@ SIZES = {
   "tiny": dict(width=32,   depth=2,  heads=4,  kv_heads=2, mlp=64,     head_dim=8,   tied=True),
 }
 REMAT = {"1p5b": "attn,qkv,resid,gate,up", "7b": "attn,qkv", "tiny": "attn,qkv"}
+CHIPS = {  # what fits the memory of others than v5p
+  "1p5b": {
+    "v5e": dict(model=dict(remat="attn")),
+    "v6e": dict(model=dict(remat="attn,qkv")),
+  },
+  "7b": {
+    "v5e": dict(mesh=dict(fsdp=32), model=dict(remat="attn"), loss_chunk=256),
+    "v6e": dict(mesh=dict(fsdp=32), loss_chunk=256),
+  },
+  "tiny": {},
+}
 STAGES = {
   "pretrain": dict(steps=97_656, batch=1024, lr=5e-5, warmup=2_929),
   "sft":      dict(steps=15_625, batch=256,  lr=5e-5, warmup=468),
@@ -84,6 +95,7 @@ def get_config(variant="1p5b_pretrain"):
   config.init = {"": f"../mllm_{size}_pretrain" if own else f"../start_{size}"}
   config.ta_tok_from = "../ta_tok"  # whose words the data must be
   config.loss_chunk = 512
+  config.chips.update(CHIPS[size])
   mixture = DEMO_MIXTURE if stage == "demo" else MIXTURE
   if stage == "sft_reflect":
     mixture = MIXTURE | {"i2t": 2.0 * (1 - REFLECT), "reflect": 2.0 * REFLECT}
@@ -140,7 +152,9 @@ def represent(config, name, size):
   if name == "janus":
     net = base.TINY_SIGLIP2 if tiny else base.SIGLIP2
     if not tiny:
-      config.mesh.fsdp = 8  # 1,152 / 8 is a multiple of 16, and 1,152 / 16 is not
+      for settings in (config, *config.chips.values()):
+        if "mesh" in settings:
+          settings.mesh.fsdp = 8  # 1,152 / 8 is a multiple of 16, and 1,152 / 16 is not
     config.siglip2 = dict(net)
     config.frozen = {"siglip2": "../siglip2:vision"}
     # Hidden state -2 is read: not the last block, the norm after it and the head.

@@ -23,17 +23,10 @@ rows() {
   local chip
   echo "mllm.py:1p5b_pretrain v5p:4x4x4"
   echo "mllm.py:1p5b_pretrain v5p:4x4x4 --slices=2"
-  echo "mllm.py:1p5b_pretrain v5e:16x16 --config.model.remat=attn"
-  echo "mllm.py:1p5b_pretrain v6e:16x16 --config.model.remat=attn,qkv"
-  echo "mllm.py:7b_pretrain v5p:4x4x4"
-  echo "mllm.py:7b_pretrain v5e:16x16 --config.mesh.fsdp=32 --config.model.remat=attn --config.loss_chunk=256"
-  echo "mllm.py:7b_pretrain v6e:16x16 --config.mesh.fsdp=32 --config.loss_chunk=256"
-  echo "mllm.py:1p5b_sft v5p:4x4x4"
-  echo "mllm.py:1p5b_sft v5e:16x16 --config.model.remat=attn"
-  echo "mllm.py:1p5b_sft v6e:16x16 --config.model.remat=attn,qkv"
-  echo "mllm.py:7b_sft v5p:4x4x4"
-  echo "mllm.py:7b_sft v5e:16x16 --config.mesh.fsdp=32 --config.model.remat=attn --config.loss_chunk=256"
-  echo "mllm.py:7b_sft v6e:16x16 --config.mesh.fsdp=32 --config.loss_chunk=256"
+  for chip in v5e:16x16 v6e:16x16; do echo "mllm.py:1p5b_pretrain $chip"; done
+  for chip in v5p:4x4x4 v5e:16x16 v6e:16x16; do echo "mllm.py:7b_pretrain $chip"; done
+  for chip in v5p:4x4x4 v5e:16x16 v6e:16x16; do echo "mllm.py:1p5b_sft $chip"; done
+  for chip in v5p:4x4x4 v5e:16x16 v6e:16x16; do echo "mllm.py:7b_sft $chip"; done
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "ta_tok.py $chip"; done
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "ar_dtok.py:256_xl $chip"; done
   for chip in v5p:2x4x4 v5e:4x8 v6e:4x8; do echo "ar_dtok.py:512_xl $chip"; done
@@ -63,14 +56,15 @@ done < <(rows)
 "$python" - "${files[@]}" <<'PY'
 import json, sys
 
-print("| stage | topology, mesh (data, fsdp, model) | options | GiB per chip | step s | at most | MFU "
-      "| per second | chip-hours |\n" + "| --- " * 9 + "|")
+print("| stage | topology, mesh (data, fsdp, model) | GiB per chip | step s | at most | MFU "
+      "| per second | chip-hours |\n" + "| --- " * 8 + "|")
 for stage, options, file in zip(*[iter(sys.argv[1:])] * 3):
   with open(file) as f:
     r = json.load(f)
-  place = f"{r['topology']} {tuple(r['mesh'].values())}"
-  options = f"`{options}`" if options else ""
-  start = f"| `{stage}` | {place} | {options} | {r['bytes_per_chip']['total'] / 2**30:.1f} |"
+  slices = options.partition("--slices=")[2]
+  place = r["topology"] + (f", {slices} slices" if slices else "")
+  place += f" {tuple(r['mesh'].values())}"
+  start = f"| `{stage}` | {place} | {r['bytes_per_chip']['total'] / 2**30:.1f} |"
   if not r["fits"]:
     print(start, "does not fit | | | | |")
     continue

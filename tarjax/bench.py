@@ -89,6 +89,7 @@ def bench(config, flags: dict[str, Any]) -> dict[str, Any]:
   from tarjax import chips, sharding, timing
   from tarjax.stage import make_stage
 
+  config = chips.settled(config, jax.devices())
   try:
     sharding.make_mesh(config.mesh.to_dict())
   except ValueError:

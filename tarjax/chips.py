@@ -1,4 +1,5 @@
-"""What `plan` knows of a chip: published rates, and what was measured of its compiler.
+"""What is known of a chip: published rates, what was measured of its compiler, and what a config
+sets for it.
 
 Peak, memory and links are the vendor's. The clock turns the compiler's cycles into seconds; with
 it an 8192^3 product takes 70 to 90% of peak's time on all three. Attention's kernels carry no
@@ -71,10 +72,15 @@ def peak_of(kind: str) -> float | None:
   return tpus.get(kind) or next((p for name, p in GPU_PEAKS.items() if name in kind), None)
 
 
-def compiler_options(config: Any, devices: Sequence[Any]) -> dict[str, Any]:
-  """What `config.compiler` says for this kind of device; {} for one that it does not name."""
+def settled(config: Any, devices: Sequence[Any]) -> Any:
+  """A copy of the config with what its `chips` say for this kind of device, and no more `chips`."""
   names = [name for name, chip in CHIPS.items() if chip.kind == devices[0].device_kind]
-  return dict(config.get("compiler", {}).get(names[0], {})) if names else {}
+  chosen = config.copy_and_resolve_references()
+  with chosen.unlocked():
+    for name in names:
+      chosen.update(config.get("chips", {}).get(name, {}))
+    chosen.chips = {}
+  return chosen
 
 
 def axes_spanned(group: Sequence[Sequence[int]], size: Sequence[int], chip: str) -> float:

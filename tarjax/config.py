@@ -21,6 +21,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from tarjax.chips import CHIPS
 from tarjax.tasks import TASK_KEYS
 
 # fmt: off
@@ -31,7 +32,8 @@ REQUIRED = {
 OPTIONAL = {
     "eval_batches": 4,
     "evals": {},  # evaluators by name with their arguments, see tarjax/evals/inside.py
-    "compiler": {},  # options by chip, see configs/base.py
+    "chips": {},  # by kind of chip, the values that FREE keys have on it, see configs/base.py
+    "compiler": {},  # XLA's options
     "accumulate": 1,  # parts that a batch is taken in
     "keep_every": 0,  # also keep each save whose step is a multiple of this
     "nonfinite_limit": 10,  # skipped steps in a row that are too many,
@@ -55,9 +57,10 @@ MORE_OPTIM = {"came": {"b3"}}  # keys of one optimizer
 OPTIONAL_OPTIM = {"restart_codes", "ema", "discriminator"}
 # Keys that may change between two starts of one run, because no weight depends on them.
 FREE = {
-    "mesh", "compiler", "accumulate", "log_every", "save_every", "eval_every", "eval_batches",
-    "evals", "keep", "keep_every", "min_usage", "min_usage_after", "nonfinite_limit",
-    "nonfinite_then", "hang_seconds", "profile_steps", "wandb",
+    "mesh", "chips", "compiler", "accumulate", "model/remat", "loss_chunk", "log_every",
+    "save_every", "eval_every", "eval_batches", "evals", "keep", "keep_every", "min_usage",
+    "min_usage_after", "nonfinite_limit", "nonfinite_then", "hang_seconds", "profile_steps",
+    "wandb",
     *(f"data/{key}" for key in OPTIONAL_DATA),
 }
 # fmt: on
@@ -96,7 +99,8 @@ def parse(
   """["--config=FILE[:variant]", "--workdir=DIR", "--config.key=value", ...] -> config, workdir.
 
   Without `keys` it is a training run's config; with them, one of exactly these top-level keys.
-  `optional` ones have the given values where they are missing.
+  `optional` ones have the given values where they are missing. What is set here, `config.chips`
+  leaves alone.
 
   Raises:
     UserError: a missing or broken file, an unknown key (with the nearest real one), a bad value.
@@ -122,8 +126,22 @@ def parse(
   config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *changes])
   _read_flags(values, changes)
   if keys is None:
+    for arg in changes:
+      for settings in config.chips.values():
+        _forget(settings, re.split(r"config\.|=", arg)[1])
     check(config)
   return config, workdir
+
+
+def _forget(settings: ConfigDict, name: str) -> None:
+  """Removes a dotted key, if it is there, and what that leaves empty."""
+  head, _, rest = name.partition(".")
+  if head in settings:
+    if rest:
+      _forget(settings[head], rest)
+    if not rest or not settings[head]:
+      with settings.unlocked():
+        del settings[head]
 
 
 def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
@@ -184,6 +202,7 @@ def check(config: ConfigDict) -> None:
   )
   for group in groups:
     check_keys(*group)
+  check_chips(tree)
   for key in ("steps", "batch", "accumulate", "log_every", "save_every", "keep", "nonfinite_limit"):
     if tree.get(key, 1) < 1:
       raise UserError(f"config.{key}={tree[key]} must be at least 1")
@@ -193,6 +212,20 @@ def check(config: ConfigDict) -> None:
   if then not in ("stop", "rewind"):
     raise UserError(f"config.nonfinite_then={then!r} is neither 'stop' nor 'rewind'")
   steps_of(tree.get("profile_steps", ""))
+
+
+def check_chips(tree: dict[str, Any]) -> None:
+  """Raises UserError for an unknown chip in `config.chips`, or a key that it may not set."""
+  known = flatten(tree, inner=True) | OPTIONAL
+  for chip, settings in tree.get("chips", {}).items():
+    if chip not in CHIPS:
+      raise UserError(f"config.chips.{chip}: the chips are {', '.join(CHIPS)}")
+    for key in flatten(settings):
+      name = key.replace("/", ".")
+      if not free(key):
+        raise UserError(f"config.chips.{chip} sets {name}, on which weights depend")
+      if key not in known and not key.startswith("compiler/"):
+        raise UserError(f"config.chips.{chip} sets {name}, which the config does not have")
 
 
 def steps_of(text: str) -> tuple[int, int] | None:
@@ -269,9 +302,14 @@ def differences(workdir: Path, config: ConfigDict) -> list[str]:
   differ = []
   for key in sorted(mine.keys() | theirs.keys()):
     old, new = theirs.get(key), mine.get(key)
-    if old != new and not {key, key.split("/")[0]} & FREE:
+    if old != new and not free(key):
       differ.append(f"{key.replace('/', '.')} ({old} there, {new} here)")
   return differ
+
+
+def free(key: str) -> bool:
+  """Whether this key, or the group it is in, is one of FREE."""
+  return bool({key, key.split("/")[0]} & FREE)
 
 
 def revision() -> str | None:

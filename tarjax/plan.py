@@ -45,8 +45,10 @@ def main(argv: list[str]) -> int:
     quiet_libtpu()
     topology, devices = describe(flags["topology"], flags["slices"])
     if flags["sweep"]:
+      from tarjax import chips
       from tarjax.sweep import sweep
 
+      config = chips.settled(config, devices)  # so that a trial's values are not set again
       return sweep(config, lambda trial: plan(trial, topology, devices), flags["json"])
     result = plan(config, topology, devices, flags["every-scale"])
   except UserError as e:

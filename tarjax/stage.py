@@ -45,9 +45,8 @@ class Stage:
 
   def programs(self) -> state.Programs:
     """The steps, as the mesh's devices take them."""
-    options = chips.compiler_options(self.config, list(self.mesh.devices.flat))
     parts = (self.task, self.optimizer, self.schedule, self.layout, self.mesh)
-    return state.Programs(*parts, self.config.accumulate, options)
+    return state.Programs(*parts, self.config.accumulate, dict(self.config.get("compiler", {})))
 
   def batch(self) -> dict[str, Any]:
     """ShapeDtypeStructs of a global batch, by `config.data.format`; see data.rows.
@@ -113,12 +112,14 @@ class Stage:
 
 
 def make_stage(config, devices=None) -> Stage:
-  """The stage of a config on these devices; None is all that there are.
+  """The stage of a config on these devices, with its settings for them; None is all there are.
 
   Raises:
     UserError: a mesh that does not fit them or that a dimension does not divide by, a batch that
       does not divide, or a mistake in the config.
   """
+  devices = jax.devices() if devices is None else list(devices)
+  config = chips.settled(config, devices)
   with told():
     mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
     sharding.check_batch(config.batch, config.accumulate, mesh)

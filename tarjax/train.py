@@ -83,7 +83,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
 
   # --- mesh, state: shapes and shardings ----------------------------------------------------------
   stage = make_stage(config)
-  mesh, task, layout = stage.mesh, stage.task, stage.layout
+  config, mesh, task, layout = stage.config, stage.mesh, stage.task, stage.layout
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     closing = lambda x: stack.enter_context(contextlib.closing(x))  # noqa: E731
     programs = stage.programs()

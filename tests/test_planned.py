@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PLACE = re.compile(r"(\w+):([\dx]+) \(.*\)")
+PLACE = re.compile(r"(\w+):([\dx]+)(, \d+ slices)? \(.*\)")
 
 
 def rows(file: str) -> list[list[str]]:
@@ -20,9 +20,9 @@ def rows(file: str) -> list[list[str]]:
 def planned(file: str) -> list[tuple[float, float]]:
   """(GiB of a chip, hours) of a config's rows on one slice of v5p, as the pages tell them."""
   found = []
-  for stage, place, options, gib, _, _, _, _, chip_hours in rows("docs/plan.md"):
-    chip, shape = PLACE.fullmatch(place).groups()
-    if stage.startswith(f"`{file}") and chip == "v5p" and not options:
+  for stage, place, gib, _, _, _, _, chip_hours in rows("docs/plan.md"):
+    chip, shape, slices = PLACE.fullmatch(place).groups()
+    if stage.startswith(f"`{file}") and chip == "v5p" and not slices:
       chips = math.prod(int(n) for n in shape.split("x"))
       found.append((float(gib), float(chip_hours.replace(",", "")) / chips))
   return found
@@ -39,7 +39,7 @@ def test_pages_have_memory_and_hours(file):
 
 
 def test_the_readme_has_the_table():
-  """Without meshes, options and the compiler's own estimate."""
-  short = [[row[0], *row[3:5], *row[6:]] for row in rows("docs/plan.md")]
-  readme = [[row[0], *row[2:]] for row in rows("README.md") if len(row) == 7]
+  """Without meshes and the compiler's own estimate."""
+  short = [[r[0], r[1].split(" (")[0], *r[2:4], *r[5:]] for r in rows("docs/plan.md")]
+  readme = [row for row in rows("README.md") if len(row) == 7]
   assert readme == short and len(short) > 20

@@ -334,7 +334,7 @@ sys.exit(0 if "v5p" in str(args) else 2 if "v6e" in str(args) else 1)
   out = ["--out", str(tmp_path / "plans")]
   done = launch(tmp_path, "plans.sh", *out, "ta_tok.py v5p", **env)
   assert done.returncode == 0, done.stderr
-  row = "| `ta_tok.py` | v5p:4x4x4 (8, 8, 1) |  | 3.0 | 0.250 | 0.500 | 45.6% | 2,048 images |"
+  row = "| `ta_tok.py` | v5p:4x4x4 (8, 8, 1) | 3.0 | 0.250 | 0.500 | 45.6% | 2,048 images |"
   assert done.stdout.splitlines()[2].startswith(row)
   planned = ["-m", "tarjax.plan", "--config=configs/ta_tok.py", "--topology=v5p:4x4x4", "--json"]
   assert calls(tmp_path)[0] == ["python", *planned]
