@@ -8,6 +8,7 @@ the pipeline. What a run was made of stands in WORKDIR/config.json.
 import contextlib
 import difflib
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -117,8 +118,8 @@ def parse(
       data: Any = config.data
       data.update({k: v for k, v in OPTIONAL_DATA.items() if k not in data})
   names = ConfigDict(flatten(config.to_dict(), inner=True), allow_dotted_keys=True)
-  for arg in changes:
-    name = re.split(r"config\.|=|\[", arg)[1]
+  set_here = [re.split(r"config\.|=|\[", arg)[1] for arg in changes]
+  for name in set_here:
     if name.replace(".", "/") not in names:
       key = nearest(name, [n.replace("/", ".") for n in names])
       raise UserError(f"config has no key {name!r}; the nearest one is {key!r}")
@@ -126,14 +127,14 @@ def parse(
   config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *changes])
   _read_flags(values, changes)
   if keys is None:
-    for arg in changes:
-      for settings in config.chips.values():
-        _forget(settings, re.split(r"config\.|=", arg)[1])
+    by_chip: Any = config.chips
+    for settings, name in itertools.product(by_chip.values(), set_here):
+      _forget(settings, name)
     check(config)
   return config, workdir
 
 
-def _forget(settings: ConfigDict, name: str) -> None:
+def _forget(settings: Any, name: str) -> None:
   """Removes a dotted key, if it is there, and what that leaves empty."""
   head, _, rest = name.partition(".")
   if head in settings:
