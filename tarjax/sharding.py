@@ -92,13 +92,17 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
 def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
   """Raises ValueError unless every device gets as many rows of every part of a batch."""
-  split = batch_parts(mesh) * accumulate
-  if batch % split:
+  parts = batch_parts(mesh)
+  if batch % (parts * accumulate):
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    raise ValueError(
-      f"config.batch={batch} does not divide over data x fsdp x accumulate = {split}: "
+    said = (
+      f"config.batch={batch} does not divide over data x fsdp x accumulate = {parts * accumulate}: "
       f"config.mesh is {sizes} here, and config.accumulate={accumulate}"
     )
+    fitting = math.gcd(parts, batch // accumulate)
+    if batch % accumulate == fitting % mesh.shape["fsdp"] == 0:
+      said += f"; it would with config.mesh.model={mesh.shape['model'] * parts // fitting}"
+    raise ValueError(said)
 
 
 def batch_parts(mesh: Mesh | None = None) -> int:

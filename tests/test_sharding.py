@@ -158,7 +158,12 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_mesh():
   sharding.check_batch(24, 3, mesh)
   words = (
     "config.batch=6 does not divide over data x fsdp x accumulate = 4: "
-    "config.mesh is data=2, fsdp=2, model=2 here, and config.accumulate=1"
+    "config.mesh is data=2, fsdp=2, model=2 here, and config.accumulate=1; "
+    "it would with config.mesh.model=4"
   )
   with pytest.raises(ValueError, match=re.escape(words)):
     sharding.check_batch(6, 1, mesh)
+  sharding.check_batch(6, 1, sharding.make_mesh({"data": -1, "fsdp": 2, "model": 4}))
+  for batch, accumulate in ((7, 1), (16, 3)):  # no other mesh helps
+    with pytest.raises(ValueError, match=f"config.accumulate={accumulate}$"):
+      sharding.check_batch(batch, accumulate, mesh)
