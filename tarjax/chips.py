@@ -19,7 +19,7 @@ class Chip:
   """Rates are per chip and second.
 
   Attributes:
-    kind: what JAX calls it.
+    kinds: what JAX calls it, here or there.
     peak: bfloat16 floating-point operations.
     memory: bytes that a program can have.
     read: bytes of main memory.
@@ -30,7 +30,7 @@ class Chip:
     forward, backward: microseconds of the splash kernel, as the module says.
   """
 
-  kind: str
+  kinds: tuple[str, ...]
   peak: float
   memory: float
   read: float
@@ -43,11 +43,11 @@ class Chip:
 
 # fmt: off
 CHIPS = {
-  "v5e": Chip("TPU v5 lite", 197e12, 15.75 * GIB, 0.819e12, 1.5e9,  90e9,  3.1e9,
+  "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 15.75 * GIB, 0.819e12, 1.5e9,  90e9,  3.1e9,
               (2.64, 1.79), (6.45, 0.47)),
-  "v5p": Chip("TPU v5",      459e12, 95.74 * GIB, 2.765e12, 1.75e9, 180e9, 6.2e9,
+  "v5p": Chip(("TPU v5", "TPU v5p"),      459e12, 95.74 * GIB, 2.765e12, 1.75e9, 180e9, 6.2e9,
               (1.41, 0.52), (2.74, 0.27)),
-  "v6e": Chip("TPU v6 lite", 918e12, 31.25 * GIB, 1.638e12, 1.75e9, 180e9, 12.5e9,
+  "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 31.25 * GIB, 1.638e12, 1.75e9, 180e9, 12.5e9,
               (1.97, 0.72), (3.58, 0.36)),
 }
 # fmt: on
@@ -68,13 +68,13 @@ GPU_PEAKS = {
 
 def peak_of(kind: str) -> float | None:
   """bfloat16 operations per second of a device of this kind, None for one that is not known."""
-  tpus = {chip.kind: chip.peak for chip in CHIPS.values()}
+  tpus = {name: chip.peak for chip in CHIPS.values() for name in chip.kinds}
   return tpus.get(kind) or next((p for name, p in GPU_PEAKS.items() if name in kind), None)
 
 
 def settled(config: Any, devices: Sequence[Any]) -> Any:
   """A copy of the config with what its `chips` say for this kind of device, and no more `chips`."""
-  names = [name for name, chip in CHIPS.items() if chip.kind == devices[0].device_kind]
+  names = [name for name, chip in CHIPS.items() if devices[0].device_kind in chip.kinds]
   chosen = config.copy_and_resolve_references()
   with chosen.unlocked():
     for name in names:

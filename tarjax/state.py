@@ -250,7 +250,7 @@ def eval_step(params, frozen, batch, key, index, *, loss):
 class Programs:
   """The compiled steps of a task: one program per value of its static arguments.
 
-  `options` are the compiler's, see `chips.compiler_options`.
+  `options` are XLA's, `config.compiler`.
 
   Raises:
     UserError: `parts` > 1 for a loss that is no mean over examples.

@@ -26,6 +26,7 @@ def test_a_chip_has_values_of_its_own():
   }
   assert found["TPU v5"].compiler.to_dict() == base.CHIPS["v5p"]["compiler"]
   assert not found["cpu"].compiler and not any(c.chips for c in found.values())
+  assert on(SimpleNamespace(device_kind="TPU v5p")) == found["TPU v5"]  # its other name
   assert chips.settled(found["TPU v5 lite"], [V5P]).mesh.fsdp == 32  # once is enough
 
 
