@@ -11,8 +11,8 @@ decoder of ../ta_tok. Data: codes of pictures in ../encoded_256/data (50M; 23M a
       --workdir=runs/tar/encoded_256 --config.vqvae=../vqvae --config.vqvae_size=256
 
 Hardware, as `python -m tarjax.plan --config=configs/ar_dtok.py:256_xl --topology=v5p:4x4x4`
-estimates: at 256 px 64 TPU v5p, 6.9 GiB of each, 5.0 hours; at 512 px 32, 4.2 GiB, 9.3 hours; at
-1024 px 16, 8.5 GiB, 7.4 hours.
+estimates: at 256 px 64 TPU v5p, 19.3 GiB of each, 4.3 hours; at 512 px 32, 9.8 GiB, 8.1 hours; at
+1024 px 16, 25.0 GiB, 6.6 hours.
 Paper, drawing for Tar-1.5B (Table 4): GenEval .76, .79 and .79 at the three resolutions, DPG 83.0,
 82.7 and 82.6; at 256 px .75 and 82.2 with the 111M model, .74 and 81.7 with the 22M model.
 """
@@ -49,7 +49,12 @@ def get_config(variant="256_xl"):
   config.model = dict(base.choose(size, SIZES), vocab=16_384, cond="features", cond_width=1152)
   config.model.update(cond_length=729, length=(int(resolution) // 16) ** 2, cond_dropout=0.1)
   config.model.update(token_dropout=0.1, resid_dropout=0.1, ffn_dropout=0.1)
-  config.model.update(dtype=base.COMPUTE, remat="attn")
+  config.model.update(dtype=base.COMPUTE, remat="attn,qkv,resid,gate,up")
+  larger = size in ("xxl", "xxxl")
+  if larger or resolution != "512":  # 12 rows of 256 px a chip, or 3 of 1024, are too many
+    config.chips.v5e.model = dict(remat="attn")
+  if larger:
+    config.chips.v6e.model = dict(remat="attn")
   if resolution in BEFORE:
     config.init = {"": f"../ar_dtok_{BEFORE[resolution]}_{size}"}
     config.dont_load = ["positions"]  # a longer table

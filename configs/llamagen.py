@@ -28,7 +28,7 @@ def get_config(variant="xl"):
   config.mesh.fsdp = 8
   config.model = dict(size, vocab=16_384, cond="class", cond_vocab=1000, cond_length=1, length=576)
   config.model.update(rotary=True, cond_dropout=0.1, token_dropout=0.1, resid_dropout=0.1)
-  config.model.update(ffn_dropout=0.1, dtype=base.COMPUTE, remat="attn")
+  config.model.update(ffn_dropout=0.1, dtype=base.COMPUTE, remat="attn,qkv,resid,gate,up")
   config.data = dict(
     sources=[dict(name="records", path="../encoded_imagenet/data", weight=1.0)],
     format="classes",

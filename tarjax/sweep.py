@@ -10,7 +10,7 @@ from typing import Any
 
 from tarjax.config import UserError
 
-REMATS = ("full", "attn", "attn,qkv", "attn,qkv,resid", "attn,qkv,resid,gate,up")
+REMATS = ("full", "attn", "attn,qkv", "attn,qkv,resid", "attn,qkv,resid,gate,up", "none")
 HEAD = (
   f"{'mesh':<28} {'remat':<24} {'batch':>6} {'MFU':>6} {'samples/s':>10} {'GiB':>7} {'step s':>8}"
 )
