@@ -22,7 +22,6 @@ def get_config(variant="full"):
   config.optim.update(b2=0.99, weight_decay=1e-4, final=0.01)
   config.mesh.fsdp = 8  # 1,152 / 8 is a multiple of 16, and 1,152 / 16 is not
   config.model = dict(base.TA_TOK, dtype=base.COMPUTE, remat="attn,qkv,resid,up")
-  config.chips.v5e.model = dict(remat="attn")
   config.scales = dict(base.SCALES)
   config.beta = 1.0  # of the commitment (Eq. 3); the codebook's and the reconstruction's are 1 too
   config.init = {"encoder": "../siglip2:vision"}

@@ -25,8 +25,8 @@ rows() {
   echo "mllm.py:1p5b_pretrain v5p:4x4x4 --slices=2"
   for chip in v5e:16x16 v6e:16x16; do echo "mllm.py:1p5b_pretrain $chip"; done
   for chip in v5p:4x4x4 v5e:16x16 v6e:16x16; do echo "mllm.py:7b_pretrain $chip"; done
-  for chip in v5p:4x4x4 v5e:16x16 v6e:16x16; do echo "mllm.py:1p5b_sft $chip"; done
-  for chip in v5p:4x4x4 v5e:16x16 v6e:16x16; do echo "mllm.py:7b_sft $chip"; done
+  for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "mllm.py:1p5b_sft $chip"; done
+  for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "mllm.py:7b_sft $chip"; done
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "ta_tok.py $chip"; done
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "ar_dtok.py:256_xl $chip"; done
   for chip in v5p:2x4x4 v5e:4x8 v6e:4x8; do echo "ar_dtok.py:512_xl $chip"; done
