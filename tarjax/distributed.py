@@ -43,6 +43,10 @@ def start(stop: list[int]) -> None:
     initialization_timeout=WAIT,
     shutdown_timeout_seconds=WAIT,
   )
+  if jax.default_backend() == "cpu":
+    # There only the first process finds what it compiled before. The collectives of a program from
+    # the cache need not run in the order of one that was just made, and gloo takes any for any.
+    jax.config.update("jax_enable_compilation_cache", False)
   # A SIGTERM before the first of these calls would be lost.
   multihost_utils.reached_preemption_sync_point(0)
   signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -51,8 +55,8 @@ def start(stop: list[int]) -> None:
 def compile_together(program: Any, *args) -> None:
   """Compiles a jitted program for its arguments, and returns when all processes have it.
 
-  One may find it in the cache that another has to make it for, and collectives do not wait long:
-  those of CPUs give a process up after 30 seconds.
+  One may take longer than another, and collectives do not wait long: those of CPUs give a process
+  up after 30 seconds.
   """
   import jax
 
