@@ -43,13 +43,13 @@ def start(stop: list[int]) -> None:
     initialization_timeout=WAIT,
     shutdown_timeout_seconds=WAIT,
   )
+  # A SIGTERM before the first of these calls would be lost.
+  multihost_utils.reached_preemption_sync_point(0)
+  signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
   if jax.default_backend() == "cpu":
     # There only the first process finds what it compiled before. The collectives of a program from
     # the cache need not run in the order of one that was just made, and gloo takes any for any.
     jax.config.update("jax_enable_compilation_cache", False)
-  # A SIGTERM before the first of these calls would be lost.
-  multihost_utils.reached_preemption_sync_point(0)
-  signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def compile_together(program: Any, *args) -> None:
