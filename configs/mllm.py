@@ -39,7 +39,7 @@ _hybrid starts from ../start_SIZE_places (--codes 1) and reads ../places_SET/dat
 `--config.ta_tok= --config.vqvae= --config.unitok=../hybrid` encodes.
 
 Hardware: 64 TPU v5p, as `python -m tarjax.plan --config=configs/mllm.py:1p5b_pretrain
---topology=v5p:4x4x4` estimates. Pretraining: 65.5 GiB of each, 25.4 hours at 1.5B, 50.6 GiB, 115.0
+--topology=v5p:4x4x4` estimates. Pretraining: 65.5 GiB of each, 25.4 hours at 1.5B, 50.6 GiB, 115.4
 hours at 7B; SFT: 17.1 GiB, 1.0 hours and 25.1 GiB, 4.9 hours.
 Paper: Tar-1.5B POPE 88.4, MME-P 1390, GQA 61.1, GenEval .76, DPG 82.96; Tar-7B POPE 87.8, MME-P
 1571, GQA 61.3, GenEval .84, DPG 84.19. The demo's model: MME-P 1328, MME-C 278. After 25M samples
