@@ -11,9 +11,9 @@ LPIPS's published weights:
 Data: WebDataset tars of pictures in ../data/imagenet. The loss is the squared error, LPIPS, the
 codebook's terms and, from update 20,000 on, that of a PatchGAN discriminator and what it says;
 `mse` is the squared error and the codebook's terms alone. Batch norms of the discriminator are over
-all 128 pictures (LlamaGen: over each GPU's). Hardware: 64 TPU v5p,
-4.6 GiB of each, 2.8 hours, as `python -m tarjax.plan --config=configs/vqvae.py
---topology=v5p:4x4x4` estimates. Metric: psnr, lpips and usage. LlamaGen: rFID 2.19 at 256 px.
+all 128 pictures (LlamaGen: over each GPU's). Hardware: 64 TPU v5p, 4.6 GiB of each, 2.8 hours, as
+`python -m tarjax.plan --config=configs/vqvae.py --topology=v5p:4x4x4` estimates. Metric: psnr,
+lpips and usage. LlamaGen: rFID 2.19 at 256 px.
 """
 
 from configs import base

@@ -221,12 +221,18 @@ def check_chips(tree: dict[str, Any]) -> None:
   for chip, settings in tree.get("chips", {}).items():
     if chip not in CHIPS:
       raise UserError(f"config.chips.{chip}: the chips are {', '.join(CHIPS)}")
+    if not isinstance(settings, dict):
+      raise UserError(f"config.chips.{chip}={settings!r} is not a group of keys")
     for key in flatten(settings):
       name = key.replace("/", ".")
       if not free(key):
         raise UserError(f"config.chips.{chip} sets {name}, on which weights depend")
       if key not in known and not key.startswith("compiler/"):
         raise UserError(f"config.chips.{chip} sets {name}, which the config does not have")
+    try:
+      ConfigDict(OPTIONAL | tree).update(settings)
+    except (TypeError, ValueError, AttributeError) as e:
+      raise UserError(f"config.chips.{chip}: {e}") from e
 
 
 def steps_of(text: str) -> tuple[int, int] | None:

@@ -34,10 +34,7 @@ def test_the_command_line_wins():
   one = on(V5E, "--config.model.remat=full", "--config.mesh.fsdp=64")
   assert (one.mesh.fsdp, one.model.remat, one.loss_chunk) == (64, "full", 256)
   assert on(V5E, "--config.chips.v5e.loss_chunk=128").loss_chunk == 128
-  assert on(V5E, "--config.mesh.model=2").mesh.to_dict() | {"slices": -1} == {
-    **on(V5E).mesh.to_dict(),
-    "model": 2,
-  }
+  assert on(V5E, "--config.mesh.model=2").mesh.fsdp == 32  # the rest of a group stays
   assert mllm.get_config("7b_pretrain").chips.v5e.mesh.fsdp == 32  # nothing is left of the calls
 
 
@@ -52,6 +49,9 @@ def test_shards_of_janus_stay_aligned_on_every_chip():
     ("v5e=dict(batch=2)", "config.chips.v5e sets batch, on which weights depend"),
     ("v5e=dict(model=dict(width=2))", "sets model.width, on which weights depend"),
     ("v5e=dict(mesh=dict(fdsp=2))", "sets mesh.fdsp, which the config does not have"),
+    ("v5e=3", "config.chips.v5e=3 is not a group of keys"),
+    ("v5e=dict(mesh=8)", "config.chips.v5e: .*"),
+    ("v5e=dict(loss_chunk='many')", "config.chips.v5e: .*loss_chunk"),
   ],
 )
 def test_what_a_config_cannot_set(settings, said, tmp_path):
