@@ -223,6 +223,9 @@ def check_chips(tree: dict[str, Any]) -> None:
       raise UserError(f"config.chips.{chip}: the chips are {', '.join(CHIPS)}")
     if not isinstance(settings, dict):
       raise UserError(f"config.chips.{chip}={settings!r} is not a group of keys")
+    for name, value in settings.items():
+      if isinstance(tree.get(name), dict) and not isinstance(value, dict):
+        raise UserError(f"config.chips.{chip}.{name}={value!r} is not a group of keys")
     for key in flatten(settings):
       name = key.replace("/", ".")
       if not free(key):
@@ -231,7 +234,7 @@ def check_chips(tree: dict[str, Any]) -> None:
         raise UserError(f"config.chips.{chip} sets {name}, which the config does not have")
     try:
       ConfigDict(OPTIONAL | tree).update(settings)
-    except (TypeError, ValueError, AttributeError) as e:
+    except (TypeError, ValueError) as e:
       raise UserError(f"config.chips.{chip}: {e}") from e
 
 
