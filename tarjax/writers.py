@@ -21,7 +21,7 @@ from tarjax.config import UserError
 class Writer:
   """metrics.jsonl and TensorBoard files of a workdir, continued after step `start`.
 
-  Of several processes the first one writes. A full disk costs lines, not the run.
+  Of several processes the first one writes.
 
   Args:
     workdir: of the run.
@@ -48,7 +48,7 @@ class Writer:
     new = path.with_suffix(".new")
     new.write_text("".join(line + "\n" for line in kept))
     new.replace(path)
-    self.file = open(path, "ab")  # noqa: SIM115
+    self.file = Patient(path)
     self.board = self.pool.submit(_open_board, self.workdir, start)
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -57,8 +57,6 @@ class Writer:
       return
     line = {k: v if np.isfinite(v) else None for k, v in values.items()}
     self.file.write((json.dumps({"step": step} | line) + "\n").encode())
-    with contextlib.suppress(OSError):  # what the disk did not take stays in the buffer
-      self.file.flush()
     self.pool.submit(_write_board, self.board, step, values)
     if self.wandb:
       self.pool.submit(self.wandb.log, values, step=step)
@@ -70,8 +68,7 @@ class Writer:
       self._open(step)
 
   def _close(self) -> None:
-    with contextlib.suppress(OSError):
-      self.file.close()
+    self.file.close()
     self.pool.submit(_close_board, self.board)  # this one: a rewind opens another before it runs
 
   def close(self) -> None:
@@ -80,6 +77,37 @@ class Writer:
     if self.wandb:
       self.pool.submit(self.wandb.finish)
     self.pool.shutdown()
+
+
+class Patient:
+  """A file to append to. What a full disk does not take stays in memory until it does."""
+
+  def __init__(self, path: str | Path):
+    self.file, self.left = open(path, "ab", buffering=0), b""
+
+  def write(self, data: bytes) -> None:
+    self.left += data
+    with contextlib.suppress(OSError):
+      while self.left:
+        self.left = self.left[self.file.write(self.left) :]
+
+  def flush(self) -> None:
+    self.write(b"")
+
+  def close(self) -> None:
+    self.flush()
+    with contextlib.suppress(OSError):
+      self.file.close()
+
+
+class _PatientFiles:
+  """How tensorboardX opens files named "patient:PATH": its thread ends with the first failure."""
+
+  def open(self, path: str) -> Patient:
+    return Patient(path.removeprefix("patient:"))
+
+  def directory_check(self, path: str) -> None:
+    """The workdir is there."""
 
 
 def _open_wandb(workdir: Path, project: str, config: dict | None):
@@ -103,10 +131,11 @@ def _summary_writer() -> Any:
   if hidden:
     sys.modules["torch"] = cast(Any, None)
   try:
-    from tensorboardX import SummaryWriter
+    from tensorboardX import SummaryWriter, record_writer
   finally:
     if hidden:
       del sys.modules["torch"]
+  record_writer.register_writer_factory("patient", _PatientFiles())
   return SummaryWriter
 
 
@@ -114,7 +143,7 @@ SummaryWriter = _summary_writer()  # before any thread is started
 
 
 def _open_board(workdir: Path, start: int):
-  return SummaryWriter(str(workdir), purge_step=start + 1)
+  return SummaryWriter(f"patient:{workdir}", purge_step=start + 1)
 
 
 def _close_board(board) -> None:
@@ -157,5 +186,6 @@ class Progress:
 
   def _print(self, text: str) -> None:
     if self.on:
-      self.stream.write(text)
-      self.stream.flush()
+      with contextlib.suppress(OSError):  # a log on a full disk, a reader that is gone
+        self.stream.write(text)
+        self.stream.flush()

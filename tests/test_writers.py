@@ -1,11 +1,16 @@
-"""Writers: what importing them brings along, and a TensorBoard file that is slow to close."""
+"""Writers: what importing them brings along, files that are slow to close, a full disk."""
 
+import contextlib
 import json
+import resource
+import struct
 import subprocess
 import sys
 import threading
 
-from tarjax.writers import Writer
+from tensorboardX.proto.event_pb2 import Event  # type: ignore
+
+from tarjax.writers import Progress, Writer
 
 SCRIPT = """
 import sys
@@ -35,3 +40,45 @@ def test_a_rewind_before_the_file_is_closed_hangs_nothing(tmp_path):
   assert not closing.is_alive()
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 3.0)]
+
+
+def test_a_full_disk_costs_no_line(tmp_path):
+  """No file may grow beyond 2 KB, for longer than any queue or buffer is."""
+  writer = Writer(tmp_path, 0)
+  write = lambda steps: [writer.write(step, {"loss": step / 4, "lr": 1.0}) for step in steps]  # noqa: E731
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+  try:
+    write(range(1, 501))
+    writer.pool.submit(lambda: None).result(60)  # TensorBoard has taken all of it
+    assert (tmp_path / "metrics.jsonl").stat().st_size == 2048
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  write([501])
+  closing = threading.Thread(target=writer.close, daemon=True)
+  closing.start()
+  closing.join(60)
+  assert not closing.is_alive()
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [(line["step"], line["loss"]) for line in lines] == [(s, s / 4) for s in range(1, 502)]
+  (board,) = tmp_path.glob("events.out.tfevents*")
+  points = [(e.step, v.simple_value) for e in events(board) for v in e.summary.value]
+  assert points == [p for s in range(1, 502) for p in ((s, s / 4), (s, 1.0))]
+
+
+def test_a_log_that_cannot_be_written_ends_no_run():
+  with open("/dev/full", "w") as stream:
+    progress = Progress("run", 10, stream)
+    for step in range(1000):
+      progress.say(f"step {step} is not saved")
+    with contextlib.suppress(OSError):
+      stream.close()
+
+
+def events(path):
+  """Those of a TensorBoard file: length, its checksum, the event, its checksum, and so on."""
+  data, at = path.read_bytes(), 0
+  while at < len(data):
+    (size,) = struct.unpack_from("<Q", data, at)
+    yield Event.FromString(data[at + 12 : at + 12 + size])
+    at += size + 16
