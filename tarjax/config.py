@@ -279,11 +279,14 @@ def plain(config: ConfigDict) -> dict:
 def write_json(path: Path, value: Any) -> None:
   """Atomic, also among several writers: a reader sees the old file or a new one."""
   new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.new")
-  with open(new, "w") as f:
-    f.write(json.dumps(value, indent=2) + "\n")
-    f.flush()
-    os.fsync(f.fileno())
-  new.replace(path)
+  try:
+    with open(new, "w") as f:
+      f.write(json.dumps(value, indent=2) + "\n")
+      f.flush()
+      os.fsync(f.fileno())
+    new.replace(path)
+  finally:
+    new.unlink(missing_ok=True)
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

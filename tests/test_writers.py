@@ -7,9 +7,11 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 
 from tensorboardX.proto.event_pb2 import Event  # type: ignore
 
+from tarjax import metrics
 from tarjax.writers import Progress, Writer
 
 SCRIPT = """
@@ -42,18 +44,25 @@ def test_a_rewind_before_the_file_is_closed_hangs_nothing(tmp_path):
   assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 3.0)]
 
 
+@contextlib.contextmanager
+def no_file_beyond(size: int):
+  """Further writes fail, as on a full disk."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_costs_no_line(tmp_path):
   """No file may grow beyond 2 KB, for longer than any queue or buffer is."""
   writer = Writer(tmp_path, 0)
   write = lambda steps: [writer.write(step, {"loss": step / 4, "lr": 1.0}) for step in steps]  # noqa: E731
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
-  try:
+  with no_file_beyond(2048):
     write(range(1, 501))
     writer.pool.submit(lambda: None).result(60)  # TensorBoard has taken all of it
     assert (tmp_path / "metrics.jsonl").stat().st_size == 2048
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   write([501])
   closing = threading.Thread(target=writer.close, daemon=True)
   closing.start()
@@ -64,6 +73,15 @@ def test_a_full_disk_costs_no_line(tmp_path):
   (board,) = tmp_path.glob("events.out.tfevents*")
   points = [(e.step, v.simple_value) for e in events(board) for v in e.summary.value]
   assert points == [p for s in range(1, 502) for p in ((s, s / 4), (s, 1.0))]
+
+
+def test_the_clock_leaves_no_half_file_on_a_full_disk(tmp_path):
+  clock = metrics.Clock(tmp_path, time.time())
+  with no_file_beyond(0):
+    clock.read(1)
+  assert not list(tmp_path.iterdir())
+  clock.read(2)
+  assert [path.name for path in tmp_path.iterdir()] == ["timing.json"]
 
 
 def test_a_log_that_cannot_be_written_ends_no_run():
