@@ -62,7 +62,7 @@ CHIPS = {  # what fits the memory of others than v5p
   },
   "7b": {
     "v5e": dict(mesh=dict(fsdp=32), model=dict(remat="attn"), loss_chunk=256),
-    "v6e": dict(mesh=dict(fsdp=32), loss_chunk=256),
+    "v6e": dict(mesh=dict(fsdp=32), model=dict(remat="attn,qkv,gate")),
   },
   "tiny": {},
 }
@@ -152,9 +152,10 @@ def represent(config, name, size):
   if name == "janus":
     net = base.TINY_SIGLIP2 if tiny else base.SIGLIP2
     if not tiny:
-      for settings in (config, *config.chips.values()):
+      config.mesh.fsdp = 8  # 1,152 / 8 is a multiple of 16, and 1,152 / 16 is not
+      for settings in config.chips.values():
         if "mesh" in settings:
-          settings.mesh.fsdp = 8  # 1,152 / 8 is a multiple of 16, and 1,152 / 16 is not
+          settings.update(mesh=dict(fsdp=8), model=dict(remat="attn"))  # fewer shards are larger
     config.siglip2 = dict(net)
     config.frozen = {"siglip2": "../siglip2:vision"}
     # Hidden state -2 is read: not the last block, the norm after it and the head.

@@ -60,9 +60,6 @@ class Stage:
     def of(dtype, *shape):
       return jax.ShapeDtypeStruct((b, *shape), dtype, sharding=place)
 
-    codes = {}
-    if data.format in ("codes", "latents"):
-      codes = {f"codes{s}": of(np.int32, task.ta_tok.cfg.tokens(s)) for s in (1, 2, 3)}
     match data.format:
       case "packed":
         names, layout = ("tokens", "labels", "segments", "positions"), task.representation.layout
@@ -73,13 +70,8 @@ class Stage:
         if layout.books:
           row["subcodes"] = of(np.int32, data.length, layout.books)
         return row
-      case "codes":
-        return codes | {"vq": of(np.int32, task.net.length)}
-      case "classes":
-        return {"label": of(np.int32), "vq": of(np.int32, task.net.length)}
-      case "latents":
-        net = task.net
-        return codes | {"latent": of(np.float32, net.size, net.size, net.channels)}
+      case "codes" | "classes" | "latents":
+        return {name: of(field.dtype, *field.shape) for name, field in task.fields.items()}
       case "pairs":
         pair = {"image": of(np.uint8, data.size, data.size, 3)}
         pair["text"] = of(np.int32, data.text_length)

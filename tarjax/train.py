@@ -94,12 +94,13 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     # --- restore -------------------------------------------------------------------------------
     saver = closing(saving.Saver(workdir, config.keep, config.keep_every, say))
     meta = {"seed": config.seed, "data": fingerprint(config.data)}
+    fields = getattr(task, "fields", None)
 
     def begin():
       """Where the run goes on: (step, state, frozen, number of the next batch)."""
       if at := saver.latest():
         return at, *states.restore(saver, at, layout, meta, workdir, mesh)
-      batch = functools.partial(first_batches, config)
+      batch = functools.partial(first_batches, config, fields)
       made = states.begin(task, config, stage.optimizer, layout, init_key, workdir, mesh, batch)
       return 0, *made, 0
 
@@ -119,7 +120,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
 
     def read(split, first):
       with told():
-        made = make_batches(config, start_step=first, sharding=place, split=split)
+        made = make_batches(config, start_step=first, sharding=place, split=split, fields=fields)
       return tell(made)
 
     batches = closing(read("train", number))
@@ -147,7 +148,7 @@ def train(config, workdir: Path, stop: list[int], began: float) -> int:
     writer = closing(writers.Writer(workdir, step, config.wandb, plain(config)))
     meter = metrics.Meter(config.batch, config.model.get("codes"))
     trace = closing(profiling.Trace(steps_of(config.profile_steps), workdir))
-    ids = functools.cache(lambda: sample_ids(config))  # made when there is something to name
+    ids = functools.cache(lambda: sample_ids(config, fields=fields))  # only if it is asked
     limit, then = config.nonfinite_limit, config.nonfinite_then
     faults = NonFinite(workdir, limit, then, lambda n: ids()(n), say, first_process)
     asked = distributed.Stop(stop)
@@ -249,13 +250,13 @@ def tokens_of(batch) -> int:
   return batch["tokens"].size if "tokens" in batch else 0
 
 
-def first_batches(config, count: int = 1) -> dict:
+def first_batches(config, fields, count: int = 1) -> dict:
   """The first global batches of a run in one, as numpy arrays, the same on every process."""
   import numpy as np
 
   from tarjax.data.pipeline import make_batches
 
-  with told(), contextlib.closing(make_batches(config, split="train")) as batches:
+  with told(), contextlib.closing(make_batches(config, fields=fields)) as batches:
     found = list(itertools.islice(batches, count))
   return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
 

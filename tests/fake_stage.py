@@ -83,7 +83,7 @@ class Task:
     return loss, {"error": jnp.sqrt(loss), "codes": batch["codes"]}
 
 
-def make_batches(config, *, start_step=0, sharding=None, split="train"):
+def make_batches(config, *, start_step=0, sharding=None, split="train", fields=None):
   step, pause = start_step, float(os.environ.get("FAKE_SECONDS", "0"))
   while True:
     time.sleep(pause)
@@ -99,7 +99,7 @@ def make_batches(config, *, start_step=0, sharding=None, split="train"):
     step += 1
 
 
-def sample_ids(config, split="train"):
+def sample_ids(config, split="train", fields=None):
   return lambda step: [f"{split}/{step}/{row}" for row in range(config.batch)]
 
 

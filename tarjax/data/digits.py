@@ -163,6 +163,9 @@ class Digits:
   def __len__(self) -> int:
     return self.length
 
+  def where(self, i: int) -> tuple[str, int, str]:
+    return "digits", int(i), "record"
+
   def __getitem__(self, i: int) -> dict:
     """Record i: images are uint8[48 48 3].
 

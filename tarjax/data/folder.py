@@ -44,11 +44,14 @@ class Folder:
   def __len__(self) -> int:
     return len(self._files)
 
+  def where(self, index: int) -> tuple[str, int, str]:
+    return self._files[index], 0, "byte"
+
   def __getitem__(self, index: int) -> dict:
     if not 0 <= index < len(self):
       raise IndexError(f"record {index} of a source of {len(self)}")
     path = Path(self._files[index])
-    with located(path, 0, "byte"):
+    with located(*self.where(index)):
       name = path.relative_to(self._root).as_posix() if self._root.is_dir() else path.name
       return fields.make_record(
         {"image": path.read_bytes(), "caption": self._caption(path, name)},

@@ -41,13 +41,17 @@ class Llava:
   def __len__(self) -> int:
     return len(self._parts)
 
+  def where(self, index: int) -> tuple[str, int, str]:
+    part, at = self._parts.locate(index)
+    return self._files[part], int(self._spans[part][at][0]), "byte"
+
   def __getitem__(self, index: int) -> dict:
     part, at = self._parts.locate(index)
     path, (start, stop) = Path(self._files[part]), self._spans[part][at].tolist()
     with open(path, "rb") as file:
       file.seek(start)
       text = file.read(stop - start)
-    with located(path, start, "byte"):
+    with located(*self.where(index)):
       return fields.make_record(
         json.loads(text.decode("utf-8")),
         fields.image_reader(self._images or path.parent),

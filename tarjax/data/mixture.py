@@ -1,12 +1,12 @@
 """The endless stream of records that batches are made of, as a pure function of (seed, index)."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
 
-from tarjax.data.damage import Damaged, Quarantine, TooManyDamaged
+from tarjax.data.damage import Damaged, Quarantine, TooManyDamaged, located
 from tarjax.data.sources import Source
 
 ATTEMPTS = 1000  # damaged records in a row
@@ -47,17 +47,22 @@ class Mixture:
       self._starts.append(stop)
     self._numbers = grain.MapDataset.mix(parts, weights)
 
-  def __call__(self, index: int) -> dict[str, Any]:
+  def __call__(self, index: int, use: Callable[[dict, int], Any] | None = None) -> Any:
+    """The record at an index, or what `use(record, index)` makes of it: one that `use` refuses is
+    damaged too."""
     number: Any = self._numbers[index]
     k = bisect.bisect(self._starts, number) - 1
     member, at = self._members[k], number - self._starts[k]
     for attempt in range(ATTEMPTS):
       try:
-        record = member[at]
+        made = member[at]
+        if use:
+          with located(*member.where(at)):
+            made = use(made, index)
       except Damaged as e:
         self._quarantine.add(e)
         at = draw(draw(self._seed, index), attempt) % len(member)
       else:
         self._quarantine.passed()
-        return record
+        return made
     raise TooManyDamaged(f"{ATTEMPTS} records in a row are damaged: see {self._quarantine.path}")

@@ -56,11 +56,16 @@ class Parquet:
   def __len__(self) -> int:
     return len(self._parts)
 
-  def __getitem__(self, index: int) -> dict:
+  def where(self, index: int) -> tuple[str, int, str]:
     number, at = self._parts.locate(index)
     name, _, first = self._groups[number]
-    path, row = Path(name), first + at
-    with located(path, row, "row"):
+    return name, first + at, "row"
+
+  def __getitem__(self, index: int) -> dict:
+    number, at = self._parts.locate(index)
+    name, row, unit = self.where(index)
+    path = Path(name)
+    with located(path, row, unit):
       return fields.make_record(
         self._table(number).slice(at, 1).to_pylist()[0],
         fields.image_reader(self._images or path.parent),

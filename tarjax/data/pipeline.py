@@ -20,7 +20,7 @@ from tarjax.data.mixture import Mixture
 from tarjax.data.rows import FORMATS, DataConfig, Records, Row, make_config
 
 
-def make_batches(config, *, start_step: int = 0, sharding=None, split: str = "train"):
+def make_batches(config, *, start_step=0, sharding=None, split="train", fields=None):
   """Endless batches of config.data from step `start_step` on; reaching it costs nothing.
 
   Args:
@@ -28,6 +28,7 @@ def make_batches(config, *, start_step: int = 0, sharding=None, split: str = "tr
     sharding: of the leading axis. With one, batches are global jax Arrays and each process
       makes only its own rows; without, numpy arrays.
     split: "train" or "test".
+    fields: what the stage can learn from, `Task.fields`; other records are damaged ones.
 
   Returns:
     A `Batches` iterator.
@@ -37,20 +38,25 @@ def make_batches(config, *, start_step: int = 0, sharding=None, split: str = "tr
   """
   data = make_config(config.data)
   records = mix(data, workdir=config.workdir, split=split, seed=config.seed)
-  format_ = FORMATS[data.format](data, records, config, split)
+  format_ = FORMATS[data.format](data, records, config, split, fields)
   rows = range(config.batch) if sharding is None else local_rows(sharding, config.batch)
   return Batches(format_, data, config.batch, rows, start_step, sharding)
 
 
-def sample_ids(config, split: str = "train") -> Callable[[int], list[str]]:
+def sample_ids(config, split: str = "train", fields=None) -> Callable[[int], list[str]]:
   """step -> the ids of the samples in its batch, in order; packed rows hold several."""
+
+  def name(record: dict, index: int) -> str:
+    format_.use(record, index)  # as for the batch
+    return str(record.get("id", "?"))
+
   data = make_config(config.data)
   records = mix(data, workdir=config.workdir, split=split, seed=config.seed)
-  format_ = FORMATS[data.format](data, records, config, split)
+  format_ = FORMATS[data.format](data, records, config, split, fields)
 
   def ids(step: int) -> list[str]:
     rows = range(step * config.batch, (step + 1) * config.batch)
-    return [str(records(index).get("id", "?")) for row in rows for index in format_.members(row)]
+    return [records(index, name) for row in rows for index in format_.members(row)]
 
   return ids
 

@@ -13,6 +13,10 @@ A batch is a dict of arrays with a leading batch axis; config.data.format says w
           Where pictures are embedded (janus, see data.layouts) also "pictures" uint8[b p y x 3],
           of which a row has p at most, and "places" int32[b l], where their vectors go; where
           places have sub-codes (hybrid) "subcodes" int32[b l m], -1 in other places
+
+A format is made of (data, record, config, split, fields): `record` is the mixture, `fields` what
+the stage can learn from, {name: tarjax.tasks.inputs.Field}. What it makes of one record is its
+`use`; a record that this refuses (ValueError) is damaged, whatever its source thinks.
 """
 
 import bisect
@@ -30,7 +34,7 @@ from tarjax.data.mixture import draw
 from tarjax.data.packing import Example, Packer
 
 Row = dict[str, np.ndarray]
-Records = Callable[[int], dict[str, Any]]
+Records = Callable[..., Any]  # (index) -> record, or (index, use) -> use(record, index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,18 +86,34 @@ def make_config(data: Mapping[str, Any]) -> DataConfig:
   return config
 
 
-class Images:
-  """Format "images"."""
+class Single:
+  """A row is made of one record."""
 
-  def __init__(self, data: DataConfig, record: Records, config, split: str):
+  def __init__(self, data: DataConfig, record: Records, config, split: str, fields=None):
     self._data, self._record, self._seed, self._split = data, record, config.seed, split
+    self._fields = fields or {}
 
   def row(self, index: int) -> Row:
-    return {"image": self.image(self._record(index), index)}
+    return self._record(index, self.use)
 
   def members(self, index: int) -> list[int]:
     """The records that a row is made of."""
     return [index]
+
+  def use(self, record: dict, index: int) -> Row:
+    raise NotImplementedError
+
+  def checked(self, row: Row) -> Row:
+    for name in self._fields.keys() & row.keys():
+      self._fields[name].check(name, row[name])
+    return row
+
+
+class Images(Single):
+  """Format "images"."""
+
+  def use(self, record: dict, index: int) -> Row:
+    return {"image": self.image(record, index)}
 
   def image(self, record: dict, index: int) -> np.ndarray:
     """First image of a record -> uint8[y x 3]."""
@@ -113,12 +133,11 @@ class Images:
 class Pairs(Images):
   """Format "pairs": the text is the record's caption, or else its last answer."""
 
-  def __init__(self, data: DataConfig, record: Records, config, split: str):
-    super().__init__(data, record, config, split)
+  def __init__(self, data: DataConfig, record: Records, config, split: str, fields=None):
+    super().__init__(data, record, config, split, fields)
     self._tok, self._vocab = _tokenizer(data, config)
 
-  def row(self, index: int) -> Row:
-    record = self._record(index)
+  def use(self, record: dict, index: int) -> Row:
     caption = record.get("caption") or record["conversations"][-1]["value"]
     ids = self._tok.encode(caption, add_special_tokens=False).ids[: self._data.text_length]
     text = np.full(self._data.text_length, self._vocab.pad, np.int32)
@@ -127,24 +146,17 @@ class Pairs(Images):
     return row | {"regions": record["regions"]} if "regions" in record else row
 
 
-class Codes:
+class Codes(Single):
   """Format "codes": TA-Tok's codes at all scales, and VQ codes, of a record's first image."""
 
   target, dtype = "vq", np.int32
 
-  def __init__(self, data: DataConfig, record: Records, config, split: str):
-    del data, config, split
-    self._record = record
-
-  def members(self, index: int) -> list[int]:
-    return [index]
-
-  def row(self, index: int) -> Row:
-    record, target = self._record(index), self.target
+  def use(self, record: dict, index: int) -> Row:
+    target = self.target
     if not record.get("codes") or not record.get(target):
       raise ValueError(f"record {record.get('id', '?')} lacks 'codes' or {target!r}")
     row = {f"codes{s}": record["codes"][0][s].astype(np.int32) for s in tokens.SCALES}
-    return {**row, target: record[target][0].astype(self.dtype)}
+    return self.checked({**row, target: record[target][0].astype(self.dtype)})
 
 
 class Latents(Codes):
@@ -153,34 +165,27 @@ class Latents(Codes):
   target, dtype = "latent", np.float32
 
 
-class Classes:
+class Classes(Single):
   """Format "classes": the label of a record, and the VQ codes of one of its images.
 
   A record may hold several views of its picture (crops, mirrored or not); one is drawn.
   """
 
-  def __init__(self, data: DataConfig, record: Records, config, split: str):
-    del data, split
-    self._record, self._seed = record, config.seed
-
-  def members(self, index: int) -> list[int]:
-    return [index]
-
-  def row(self, index: int) -> Row:
-    record = self._record(index)
+  def use(self, record: dict, index: int) -> Row:
     if "label" not in record or not record.get("vq"):
       raise ValueError(f"record {record.get('id', '?')} lacks 'label' or 'vq'")
     views = record["vq"]
     view = views[draw(self._seed, index) % len(views)]
-    return {"label": np.array(record["label"], np.int32), "vq": view.astype(np.int32)}
+    row = {"label": np.array(record["label"], np.int32), "vq": view.astype(np.int32)}
+    return self.checked(row)
 
 
 class Packed:
   """Format "packed": conversations and documents, pictures as `config.representation` has them,
   those that have scales at a scale drawn for the example."""
 
-  def __init__(self, data: DataConfig, record: Records, config, split: str):
-    del split
+  def __init__(self, data: DataConfig, record: Records, config, split: str, fields=None):
+    del split, fields
     self._data, self._record, self._seed = data, record, config.seed
     self._tok, self._vocab = _tokenizer(data, config)
     self.layout = layout_of(config)
@@ -207,22 +212,28 @@ class Packed:
 
   def _carried(self, index: int) -> list[np.ndarray]:
     """The pictures uint8[y x 3] that record `index` shows, or the sub-codes [n m] of all it has."""
-    record = self._worded(index)
+    return self._record(index, self._shown)
+
+  def _shown(self, record: dict, index: int) -> list[np.ndarray]:
+    self.use(record, index)  # one that makes no example has given its place to another
+    record = self._worded(record, index)
     if self.layout.books:
       return list(record.get(self.layout.field) or ())
     images = record.get("images") or ()
     return [images[i] for i in tokens.shown_images(record, len(images))] if images else []
 
-  def _worded(self, index: int) -> dict:
-    """Record `index`; a fair draw chooses the wording."""
-    record = self._record(index)
+  def _worded(self, record: dict, index: int) -> dict:
+    """A fair draw chooses the wording."""
     if "conversations_short" in record and draw(self._seed, index) & 1:
       return {**record, "conversations": record["conversations_short"]}
     return record
 
   def example(self, index: int) -> Example:
-    """Tokens and labels of record `index`; a draw chooses the scale."""
-    record, bits = self._worded(index), draw(self._seed, index)
+    return self._record(index, self.use)
+
+  def use(self, record: dict, index: int) -> Example:
+    """Tokens and labels; a draw chooses the scale."""
+    record, bits = self._worded(record, index), draw(self._seed, index)
     place = bisect.bisect(self._edges, (bits >> 11) / 2**53)
     scale = self._scales[min(place, len(self._scales) - 1)]
     style = self._data.label_style

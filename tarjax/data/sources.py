@@ -48,6 +48,10 @@ class Source(Protocol):
   def __len__(self) -> int: ...
   def __getitem__(self, index: Any) -> dict: ...
 
+  def where(self, index: Any) -> tuple[str, int, str]:
+    """The file of a record, its offset in it, and what that counts: records, rows or bytes."""
+    ...
+
 
 def make_source(spec: Mapping[str, Any], *, workdir: str, split: str, seed: int) -> Source:
   """One entry of config.data.sources, e.g. {"name": "digits", "task": "t2i"} -> source.
@@ -98,9 +102,12 @@ class Records:
   def __len__(self) -> int:
     return self.meta["count"]
 
-  def __getitem__(self, index: int) -> dict:
+  def where(self, index: int) -> tuple[str, int, str]:
     part, at = self._parts.locate(index)
-    with located(self._files[part], at):
+    return self._files[part], at, "record"
+
+  def __getitem__(self, index: int) -> dict:
+    with located(*self.where(index)):
       record = decode_record(self._data[index])
       kinds = (record[key] for key in ("images", "codes", "vq", "unitok") if key in record)
       fields.check(record, len(next(kinds, ())))
@@ -116,6 +123,9 @@ class Documents:
 
   def __len__(self) -> int:
     return len(self._texts)
+
+  def where(self, index: int) -> tuple[str, int, str]:
+    return self._source, index, "record"
 
   def __getitem__(self, index: int) -> dict:
     return {"id": f"{self._source}/{index}", "source": self._source, "text": self._texts[index]}

@@ -50,10 +50,13 @@ class Tfds:
   def __len__(self) -> int:
     return len(self._data)
 
+  def where(self, index: int) -> tuple[str, int, str]:
+    return f"{self._path}:{self._subset}", index, "record"
+
   def __getitem__(self, index: int) -> dict:
     if not 0 <= index < len(self):
       raise IndexError(f"record {index} of a source of {len(self)}")
-    with located(f"{self._path}:{self._subset}", index):
+    with located(*self.where(index)):
       example = self._data[index]
       found = {}
       if self._image:

@@ -45,11 +45,15 @@ class WebDataset:
   def __len__(self) -> int:
     return len(self._parts)
 
+  def where(self, index: int) -> tuple[str, int, str]:
+    part, at = self._parts.locate(index)
+    return self._files[part], self._samples[part][at][1], "byte"
+
   def __getitem__(self, index: int) -> dict:
     part, at = self._parts.locate(index)
     path = self._files[part]
-    name, start, members = self._samples[part][at]
-    with open(path, "rb") as file, located(path, start, "byte"):
+    name, _, members = self._samples[part][at]
+    with open(path, "rb") as file, located(*self.where(index)):
       if not members:
         raise ValueError("the tar's header cannot be read here")
       return fields.make_record(

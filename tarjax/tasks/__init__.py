@@ -47,7 +47,8 @@ class Task(Protocol):
     Metrics are scalars; an int array under "codes" is counted as code usage. A loss that is no
     mean over equally many things in every example has under "counts" over how many it is, as
     {"loss": n}, and the same of other metrics. A task with an attribute `couples` that is not ""
-    has no such mean, and says there why.
+    has no such mean, and says there why. One that reads codes or latents says in `fields`, by
+    name, which: {name: inputs.Field}.
     """
     ...
 

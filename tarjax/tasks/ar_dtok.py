@@ -13,7 +13,7 @@ import numpy as np
 from tarjax import losses
 from tarjax.models.ar_dtok import ArDtok, ArDtokConfig, resize_table
 from tarjax.models.ta_tok import TaTok, TaTokConfig
-from tarjax.tasks.inputs import draw_scale
+from tarjax.tasks.inputs import Field, draw_scale, word_fields
 from tarjax.tasks.ta_tok import merge
 
 RESIZE = ("interp", "reinit")
@@ -41,6 +41,8 @@ class Task:
     self.net = ArDtokConfig(**config.model)
     self.model: Any = ArDtok(self.net)
     self.ta_tok: Any = TaTok(TaTokConfig(**config.ta_tok))
+    vq = Field((self.net.length,), np.int32, self.net.vocab)
+    self.fields = word_fields(self.ta_tok.cfg) | {"vq": vq}
 
   def init(self, rng):
     cond = jnp.zeros((1, self.net.cond_length, self.net.cond_width))

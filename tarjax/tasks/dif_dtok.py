@@ -18,7 +18,7 @@ from tarjax.models.ta_tok import TaTok, TaTokConfig
 from tarjax.sharding import named
 from tarjax.tasks import ta_tok
 from tarjax.tasks.ar_dtok import DECODING
-from tarjax.tasks.inputs import draw_scale, pixels
+from tarjax.tasks.inputs import Field, draw_scale, pixels, word_fields
 
 TRAINED = ("condition", "all")
 
@@ -41,6 +41,8 @@ class Task:
     self.model: Any = DifDtok(self.net)
     self.ta_tok: Any = TaTok(TaTokConfig(**config.ta_tok))
     self.dc_ae: Any = DcAe(DcAeConfig(**config.dc_ae))
+    latent = Field((self.net.size, self.net.size, self.net.channels), np.float32)
+    self.fields = word_fields(self.ta_tok.cfg) | {"latent": latent}
     self.reads_images = config.data.format == "images"
     if config.trained not in TRAINED:
       raise ValueError(f"config.trained={config.trained!r} is none of {TRAINED}")

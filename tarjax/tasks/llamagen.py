@@ -3,9 +3,11 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from tarjax import losses
 from tarjax.models.ar_dtok import ArDtok, ArDtokConfig
+from tarjax.tasks.inputs import Field
 
 
 class Task:
@@ -16,6 +18,10 @@ class Task:
     if self.net.cond != "class":
       raise ValueError(f"config.model.cond={self.net.cond!r}: LlamaGen draws from a 'class'")
     self.model: Any = ArDtok(self.net)
+    self.fields = {
+      "label": Field((), np.int32, self.net.cond_vocab),
+      "vq": Field((self.net.length,), np.int32, self.net.vocab),
+    }
 
   def init(self, rng):
     codes = jnp.zeros((1, self.net.length), jnp.int32)

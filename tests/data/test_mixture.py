@@ -1,7 +1,9 @@
 """What stands at an index is the same on every host, after every restart, and amid damage."""
 
+import contextlib
 import itertools
 import json
+import re
 import threading
 
 import jax
@@ -12,6 +14,7 @@ from ml_collections import ConfigDict
 from tarjax.data import damage, pipeline, rows, sources, tokenizer
 from tarjax.data.damage import Damaged, Quarantine, TooManyDamaged
 from tarjax.data.mixture import Mixture
+from tarjax.tasks.inputs import Field
 from tests.data import foreign
 from tests.data.foreign import picture, turns
 
@@ -107,6 +110,96 @@ def drawing(i):
   codes = {s: np.arange(n, dtype=np.uint16) * 5 % 16 + i % 16 for s, n in ((1, 9), (2, 4), (3, 1))}
   marks = "<image>" * (2 if i == 40 else 1)
   return {"id": f"d/{i}", "conversations": turns(f"a red three {i}", marks), "codes": [codes]}
+
+
+def coded(i, **changes):
+  """A record of a picture that all stages which read codes can learn from."""
+  words = [{s: np.arange(n, dtype=np.uint16) + i % 8 for s, n in ((1, 9), (2, 4), (3, 1))}]
+  vq = [np.arange(4, dtype=np.uint16) + i % 4]
+  talk = turns(f"a red three {i}", "<image>")
+  latent = [np.full((2, 2, 3), i, np.float32)]
+  record = {"id": f"d/{i}", "codes": words, "vq": vq, "latent": latent, "label": i % 5}
+  return {k: v for k, v in (record | {"conversations": talk} | changes).items() if v is not None}
+
+
+FIELDS = {
+  **{f"codes{s}": Field((n,), np.int32, 16) for s, n in ((1, 9), (2, 4), (3, 1))},
+  "vq": Field((4,), np.int32, 8),
+  "latent": Field((2, 2, 3), np.float32),
+  "label": Field((), np.int32, 5),
+}
+UNUSABLE = {  # what only the format or the stage can see, and what is said of it
+  "codes": [
+    ({"vq": None}, "lacks 'codes' or 'vq'"),
+    ({"vq": []}, "lacks 'codes' or 'vq'"),
+    ({"codes": [{1: np.arange(9), 3: np.arange(1)}]}, "key 2 is missing"),
+    ({"vq": [np.arange(5)]}, "'vq' has 5 codes, the stage reads 4"),
+    ({"vq": [np.arange(4) + 5]}, r"'vq' holds 8, which is outside 0\.\.7"),
+  ],
+  "classes": [
+    ({"label": None}, "lacks 'label' or 'vq'"),
+    ({"label": 5}, r"'label' holds 5, which is outside 0\.\.4"),
+    ({"label": -1}, r"'label' holds -1, which is outside 0\.\.4"),
+  ],
+  "latents": [
+    ({"latent": None}, "lacks 'codes' or 'latent'"),
+    ({"latent": [np.full((2, 2, 3), np.nan)]}, "'latent' holds values that are not finite"),
+    (
+      {"latent": [np.zeros((2, 2, 4))]},
+      r"'latent' has shape \(2, 2, 4\), the stage reads \(2, 2, 3\)",
+    ),
+  ],
+  "packed": [
+    ({"codes": [{2: np.arange(4), 3: np.arange(1)}]}, r"at scales \[2, 3\], not at 1"),
+    ({"codes": [{1: np.arange(9) + 24}]}, r"image code 32 is outside 0\.\.31"),
+    ({"conversations": turns("three", "four")}, "0 <image> placeholders but 1 images"),
+  ],
+  "images": [({}, "has no image")],
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_what_a_stage_cannot_learn_from_is_damaged(home, tmp_path, kind):
+  """It is passed over and listed like what cannot be read, and the ids tell who took its place."""
+  bad = dict(zip((7, 23, 31, 38, 55), UNUSABLE[kind], strict=False))
+  shown = {"images": [picture(0)]} if kind == "images" else {}
+  for name, changes in (("whole", {}), ("poisoned", bad)):
+    records = [coded(i, **(changes[i][0] if i in changes else shown)) for i in range(60)]
+    sources.write_records(tmp_path / name, records, meta={})
+  data = {"format": kind, "max_damaged": 1.0, "tokenizer": str(home / "tokenizer"), "length": 64}
+  seen = {}
+  for name in ("whole", "poisoned"):
+    spec = [{"name": "records", "path": f"../{name}"}]
+    workdir = str(tmp_path / f"run_{name}")
+    config = ConfigDict(
+      {"seed": 3, "batch": 4, "workdir": workdir, "data": data | {"sources": spec}}
+    )
+    ids = pipeline.sample_ids(config, fields=FIELDS)
+    with contextlib.closing(pipeline.make_batches(config, fields=FIELDS)) as batches:
+      seen[name] = [(ids(step), next(batches)) for step in range(15)]
+  listed = {entry["offset"]: entry for entry in damage.listed(tmp_path / "run_poisoned")}
+  assert not damage.listed(tmp_path / "run_whole") and listed.keys() == bad.keys()
+  for at, (_, said) in bad.items():
+    assert re.search(said, listed[at]["reason"]), listed[at]
+    assert listed[at]["file"] == str(tmp_path / "poisoned" / "shard-00000.array_record")
+  gone = {f"d/{at}" for at in bad}
+  assert not gone & {i for ids, _ in seen["poisoned"] for i in ids}
+  if kind == "packed":  # all rows of a window may change
+    return
+  for (before, whole), (after, poisoned) in zip(*seen.values(), strict=True):
+    stayed = [i for i, name in enumerate(before) if name not in gone]
+    assert [before[i] for i in stayed] == [after[i] for i in stayed]
+    for name in whole:
+      np.testing.assert_array_equal(whole[name][stayed], poisoned[name][stayed])
+
+
+def test_when_no_record_fits_the_stage_the_reason_is_told(home, tmp_path):
+  sources.write_records(tmp_path / "codes", [coded(i) for i in range(9)], meta={})
+  spec = [{"name": "records", "path": "../codes"}]
+  data = {"sources": spec, "format": "codes"}
+  config = ConfigDict({"seed": 3, "batch": 4, "workdir": str(tmp_path / "run"), "data": data})
+  with pytest.raises(TooManyDamaged, match="'vq' has 4 codes, the stage reads 16"):
+    next(pipeline.make_batches(config, fields=FIELDS | {"vq": Field((16,), np.int32, 8)}))
 
 
 IMAGES = {

@@ -214,7 +214,8 @@ def test_short_conversations_take_half_of_the_draws(home):
   c = config(home, PACKED)
   short = chat(0, [("human", "two"), ("gpt", "yes")])["conversations"]
   record = {**talking(8), "conversations_short": short}
-  packed = rows.Packed(rows.make_config(c.data), lambda i: record, c, "train")
+  records = lambda i, use: use(record, i)  # noqa: E731
+  packed = rows.Packed(rows.make_config(c.data), records, c, "train")
   lengths = [len(packed.example(i)[0]) for i in range(400)]
   assert len(set(lengths)) == 2
   assert 160 < lengths.count(min(lengths)) < 240
