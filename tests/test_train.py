@@ -119,6 +119,25 @@ def test_stop_and_resume_on_another_mesh(fake, tmp_path, capsys):
     np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-5, err_msg=name)
 
 
+def test_the_data_are_told_what_the_stage_can_learn_from(fake, tmp_path, monkeypatch):
+  told: list[tuple[str, object]] = []
+  pipeline = sys.modules["tarjax.data.pipeline"]
+
+  def telling(name, call):
+    def tell(*args, **kwargs):
+      told.append((name, kwargs.get("fields")))
+      return call(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, name, tell)
+
+  for name in ("make_batches", "sample_ids"):
+    telling(name, getattr(pipeline, name))
+  monkeypatch.setattr(fake.Task, "fields", fields := {"codes": "a field"}, raising=False)
+  assert run(fake.get_config({"model.bad": (3,)}), tmp_path / "run") == 0
+  assert {name for name, _ in told} == {"make_batches", "sample_ids"}
+  assert len(told) >= 3 and all(found == fields for _, found in told), told
+
+
 def test_what_the_data_say_ends_the_run_in_a_sentence(fake, tmp_path, monkeypatch):
   def damaged(*args, **kwargs):
     yield from itertools.islice(fake.make_batches(*args, **kwargs), 3)

@@ -104,8 +104,9 @@ class Single:
     raise NotImplementedError
 
   def checked(self, row: Row) -> Row:
-    for name in self._fields.keys() & row.keys():
-      self._fields[name].check(name, row[name])
+    for name, value in row.items():
+      if name in self._fields:
+        self._fields[name].check(name, value)
     return row
 
 
