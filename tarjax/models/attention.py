@@ -208,7 +208,7 @@ def splash(
       residual_checkpoint_name="attn",
       interpret=interpret,
     )
-    return kernel(q, k, v, ids and splash_kernel.SegmentIds(*ids))
+    return kernel(q, k, v, splash_kernel.SegmentIds(*ids) if ids else None)
 
   def local(q, k, v, ids):  # [b l h k]
     q, k, v = (fill(x, n).swapaxes(1, 2) for x, n in ((q, long), (k, wide), (v, wide)))

@@ -23,7 +23,8 @@ def packed(b=2, l=200):
 @pytest.mark.parametrize(
   "lengths, causal, segments",
   [((200, 200), True, True), ((200, 200), True, False), ((200, 200), False, True)]
-  + [((200, 200), False, False), ((130, 300), False, False)],
+  + [((200, 200), False, False), ((130, 300), False, False)]
+  + [((256, 256), False, False), ((128, 384), False, False)],  # nothing is padded
 )
 def test_splash_is_the_plain_products(lengths, causal, segments):
   q, k, v = draw(l=lengths[0], s=lengths[1])
