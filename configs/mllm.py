@@ -40,7 +40,7 @@ _hybrid starts from ../start_SIZE_places (--codes 1) and reads ../places_SET/dat
 
 Hardware: 64 TPU v5p, as `python -m tarjax.plan --config=configs/mllm.py:1p5b_pretrain
 --topology=v5p:4x4x4` estimates. Pretraining: 65.5 GiB of each, 25.4 hours at 1.5B, 50.6 GiB, 115.4
-hours at 7B; SFT: 17.1 GiB, 1.0 hours and 25.1 GiB, 4.9 hours.
+hours at 7B; SFT: 17.1 GiB, 1.0 hours and 25.1 GiB, 4.9 hours. demo, on 32: 11.7 GiB, 2.2 hours.
 Paper: Tar-1.5B POPE 88.4, MME-P 1390, GQA 61.1, GenEval .76, DPG 82.96; Tar-7B POPE 87.8, MME-P
 1571, GQA 61.3, GenEval .84, DPG 84.19. The demo's model: MME-P 1328, MME-C 278. After 25M samples
 (Table 6): Und and DPG of TA-Tok 92.9 and 70.6, of VQVAE 74.2 and 48.2, of Janus 94.4 and 33.4.

@@ -27,12 +27,14 @@ rows() {
   for chip in v5p:4x4x4 v5e:16x16 v6e:16x16; do echo "mllm.py:7b_pretrain $chip"; done
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "mllm.py:1p5b_sft $chip"; done
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "mllm.py:7b_sft $chip"; done
+  for chip in v5p:2x4x4 v5e:8x8 v6e:8x8; do echo "mllm.py:demo $chip"; done
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "ta_tok.py $chip"; done
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "ar_dtok.py:256_xl $chip"; done
   for chip in v5p:2x4x4 v5e:4x8 v6e:4x8; do echo "ar_dtok.py:512_xl $chip"; done
   for chip in v5p:2x2x4 v5e:4x4 v6e:4x4; do echo "ar_dtok.py:1024_xl $chip"; done
   for chip in v5p:2x2x4 v5e:4x4 v6e:4x4; do echo "dif_dtok.py:512 $chip"; done
   for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "vqvae.py $chip"; done
+  for chip in v5p:4x4x4 v5e:8x8 v6e:8x8; do echo "llamagen.py:xl $chip"; done
 }
 
 mkdir -p "$out"

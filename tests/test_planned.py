@@ -28,7 +28,7 @@ def planned(file: str) -> list[tuple[float, float]]:
   return found
 
 
-@pytest.mark.parametrize("file", ["ta_tok", "ar_dtok", "dif_dtok", "mllm", "vqvae"])
+@pytest.mark.parametrize("file", ["ta_tok", "ar_dtok", "dif_dtok", "mllm", "vqvae", "llamagen"])
 def test_pages_have_memory_and_hours(file):
   page = (ROOT / "configs" / f"{file}.py").read_text().split('"""')[1].replace("\n", " ")
   told = re.findall(r"([\d.]+) GiB(?: of each)?, ([\d.]+) hours", page)
