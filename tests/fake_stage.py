@@ -55,6 +55,8 @@ class Net(nn.Module):
 
 
 class Task:
+  fields: dict = {}
+
   def __init__(self, config):
     self.config = config
     self.net = Net(config.model.width, config.model.depth)

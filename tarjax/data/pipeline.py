@@ -20,7 +20,7 @@ from tarjax.data.mixture import Mixture
 from tarjax.data.rows import FORMATS, DataConfig, Records, Row, make_config
 
 
-def make_batches(config, *, start_step=0, sharding=None, split="train", fields=None):
+def make_batches(config, *, start_step: int = 0, sharding=None, split: str = "train", fields=None):
   """Endless batches of config.data from step `start_step` on; reaching it costs nothing.
 
   Args:

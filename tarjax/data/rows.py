@@ -19,6 +19,7 @@ the stage can learn from, {name: tarjax.tasks.inputs.Field}. What it makes of on
 `use`; a record that this refuses (ValueError) is damaged, whatever its source thinks.
 """
 
+import abc
 import bisect
 import dataclasses
 import difflib
@@ -86,7 +87,7 @@ def make_config(data: Mapping[str, Any]) -> DataConfig:
   return config
 
 
-class Single:
+class Single(abc.ABC):
   """A row is made of one record."""
 
   def __init__(self, data: DataConfig, record: Records, config, split: str, fields=None):
@@ -100,10 +101,12 @@ class Single:
     """The records that a row is made of."""
     return [index]
 
+  @abc.abstractmethod
   def use(self, record: dict, index: int) -> Row:
-    raise NotImplementedError
+    """What a record becomes at an index; ValueError for one that cannot be used."""
 
   def checked(self, row: Row) -> Row:
+    """The row; ValueError if the stage cannot learn from it."""
     for name, value in row.items():
       if name in self._fields:
         self._fields[name].check(name, value)
